@@ -1,0 +1,27 @@
+"""MAE on the visible scenes: makes the micro backbone that vadapt ships as `vit_micro_scenes`.
+
+    python -m vadapt.main --config=configs/mae_scenes.py --workdir=runs/mae_scenes
+    python -m vadapt.weights.ship runs/mae_scenes vadapt/assets/vit_micro_scenes.safetensors
+
+About an hour on two CPU cores. The thermal view is never seen.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pad_msip
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The settings; the argument `scenes` is accepted and changes nothing."""
+    if arg not in ("", "scenes"):
+        raise ValueError(f"unknown argument {arg!r}; allowed: scenes")
+    config = pad_msip.get_config("scenes,full")
+    config.total_steps = 8000
+    config.model.weights = ""
+    config.data.view = "visible"
+    config.data.num_scenes = 16384
+    config.data.mean, config.data.std = 0.45, 0.22
+    config.optimizer.warmup_share = 0.05
+    config.eval.probe_view = "visible"
+    config.eval.every = config.run.checkpoint_every = 1000
+    return config

@@ -1,0 +1,51 @@
+"""Installs vadapt; everything else about the project stands in pyproject.toml and the README."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    # Reads official .pth files (torch.load with weights_only) and nothing else.
+    "torch": ["torch>=2.6"],
+    # Builds and reads TensorFlow-free data sets (array_record) by their TFDS name.
+    "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "notebooks": ["jupyterlab", "matplotlib"],
+}
+EXTRAS["test"] = [
+    "pytest>=8",
+    "pytest-xdist",
+    "hypothesis",
+    "beartype",
+    "ruff",
+    *EXTRAS["tfds"],
+]
+
+setup(
+    name="vadapt",
+    version="0.1.0",
+    description="Adapt a frozen vision transformer to a new domain by training about 1% of it, in JAX.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vadapt", "vadapt.*"]),
+    package_data={"vadapt": ["assets/*", "py.typed"]},
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "einops",
+        "jaxtyping",
+        "ml_collections>=1.1",
+        "numpy",
+        "pillow",
+        "rich",
+        "safetensors",
+        "tensorboardX",
+    ],
+    extras_require=EXTRAS,
+)

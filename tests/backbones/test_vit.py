@@ -1,0 +1,123 @@
+"""The plain ViT: sizes, features, positions on other grids, and the published counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vadapt.backbones.vit import VARIANTS, vit
+from vadapt.errors import ConfigError, ShapeError
+from vadapt.partition import Constant, count, split, variables
+
+# Encoder parameters with position table; specs of MAE's released models (huge has patch 14).
+TOTALS = {"small": 21_665_664, "base": 85_798_656, "large": 303_301_632, "huge": 630_764_800}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vit("micro", depth=3, image_size=(16, 24), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("variant", sorted(TOTALS))
+def test_parameter_counts_are_the_published_ones(variant):
+    shapes = nnx.eval_shape(lambda: vit(variant, positions="learned", rngs=nnx.Rngs(0)))
+    assert count(nnx.to_pure_dict(nnx.state(shapes, nnx.Param))) == TOTALS[variant]
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_every_variant_gives_its_width(variant):
+    config = VARIANTS[variant]
+    side = 2 * config["patch_size"]
+
+    def run():
+        small = vit(variant, depth=1, image_size=side, rngs=nnx.Rngs(0))
+        return small(jnp.zeros((1, side, side, 3)))
+
+    assert jax.eval_shape(run).shape == (1, 5, config["width"])
+
+
+def test_features_of_several_layers_come_in_the_order_asked(model):
+    images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    late, early = model.features(images, layers=(2, 0), as_grid=True)
+    assert late.shape == early.shape == (2, 2, 3, 96)
+    assert jnp.array_equal(late, model.features(images, as_grid=True))
+    assert jnp.array_equal(early, model.features(images, layers=-3, as_grid=True))
+    assert not jnp.allclose(late, early, atol=1e-2)
+
+
+def test_last_features_are_what_the_model_returns(model):
+    images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    np.testing.assert_array_equal(model.features(images), model(images))
+
+
+def test_grid_features_keep_raster_order(model):
+    images = jax.random.normal(jax.random.key(0), (1, 16, 24, 3))
+    tokens = model.features(images)[:, 1:]
+    grid = model.features(images, as_grid=True)
+    np.testing.assert_array_equal(grid.reshape(1, 6, 96), tokens)
+
+
+def test_other_image_sizes_resize_the_positions(model):
+    assert model.features(jnp.zeros((1, 40, 8, 3)), as_grid=True).shape == (1, 5, 1, 96)
+
+
+def test_kept_patches_are_the_ones_asked_for(model):
+    images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+    keep = jnp.array([[4, 1], [0, 5]])
+    some, every = model.embed(images, keep), model.embed(images)
+    assert jnp.array_equal(some[0, 1:], every[0, jnp.array([5, 2])])
+    assert jnp.array_equal(some[1, 1:], every[1, jnp.array([1, 6])])
+    assert jnp.array_equal(some[:, 0], every[:, 0])
+
+
+def test_batch_order_does_not_matter(model):
+    images = jax.random.normal(jax.random.key(0), (3, 16, 24, 3))
+    order = jnp.array([2, 0, 1])
+    np.testing.assert_allclose(model(images)[order], model(images[order]), atol=1e-5)
+
+
+def test_bfloat16_weights_compute_in_bfloat16(model):
+    parts = split(model, "everything")
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parts.trainable)
+    cast = nnx.merge(parts.graph, half, parts.frozen, parts.state)
+    images = jax.random.normal(jax.random.key(0), (1, 16, 24, 3))
+    # JAX's own attention promotes its softmax to float32 implicitly.
+    with jax.numpy_dtype_promotion("standard"):
+        out = cast(images)
+    assert out.dtype == jnp.bfloat16
+    # bf16 keeps 8 bits; three blocks of unit-scale activations stay within a few of them.
+    np.testing.assert_allclose(out.astype(jnp.float32), model(images), atol=0.15)
+
+
+def test_layer_scale_and_drop_path_are_there_when_asked():
+    model = vit(
+        "micro", depth=2, image_size=16, layer_scale=0.1, drop_path_rate=0.5, rngs=nnx.Rngs(0)
+    )
+    assert "blocks/1/mlp/scale/gamma" in variables(model)
+    images = jnp.ones((64, 16, 16, 3))
+    assert jnp.array_equal(model(images), model(images))
+    kept = model(images, key=jax.random.key(0))
+    assert jnp.unique(kept[:, 0, 0].round(4)).size > 1  # whole terms drop for some samples
+
+
+def test_sincos_positions_never_train():
+    model = vit("micro", depth=1, image_size=16, positions="sincos", rngs=nnx.Rngs(0))
+    assert isinstance(model.pos_embed, Constant)
+    assert "pos_embed" in split(model, "everything").state
+
+
+def test_no_class_token_gives_patches_only():
+    model = vit("micro", depth=1, image_size=16, class_token=False, rngs=nnx.Rngs(0))
+    assert model(jnp.zeros((1, 16, 16, 3))).shape == (1, 4, 96)
+
+
+def test_wrong_sizes_and_names_say_what_is_allowed(model):
+    with pytest.raises(ShapeError, match="not a multiple of the patch size 8"):
+        model(jnp.zeros((1, 16, 20, 3)))
+    with pytest.raises(ConfigError, match="nearest: 'base'"):
+        vit("bas", rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="3 blocks"):
+        model.features(jnp.zeros((1, 16, 24, 3)), layers=3)
+    with pytest.raises(ConfigError, match="learned"):
+        vit("micro", positions="learnt", rngs=nnx.Rngs(0))

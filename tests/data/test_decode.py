@@ -1,0 +1,174 @@
+"""Image files of every kind, made here, come out as the uint8 arrays that they should."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vadapt.data.decode import decode_image, stretch, to_channels
+
+# Raw values of a thermal camera: a narrow band far from 0, black if divided by 256.
+THERMAL = np.random.default_rng(0).integers(8000, 8300, (7, 9, 4)).astype(np.uint16)
+
+
+def encoded(image, file_format, **options):
+    """The bytes of a Pillow image as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def png16(values):
+    """A 16-bit PNG of 1 (grey), 2 (grey, alpha), 3 or 4 channels; Pillow writes only the first."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff16(values, order, compressed):
+    """A 16-bit RGB TIFF in either byte order, plain or deflated; Pillow writes none."""
+    endian = {"II": "<", "MM": ">"}[order]
+    height, width, channels = values.shape
+    pixels = values.astype(endian + "u2").tobytes()
+    pixels = zlib.compress(pixels) if compressed else pixels
+    bits_at = 8 + 2 + 12 * 9 + 4
+    short, long = 3, 4
+    tags = [
+        (256, short, 1, width),
+        (257, short, 1, height),
+        (258, short, channels, bits_at),
+        (259, short, 1, 8 if compressed else 1),
+        (262, short, 1, 2),
+        (273, long, 1, bits_at + 2 * channels),
+        (277, short, 1, channels),
+        (278, short, 1, height),
+        (279, long, 1, len(pixels)),
+    ]
+    out = order.encode() + struct.pack(endian + "HIH", 42, 8, len(tags))
+    for tag, kind, count, value in tags:
+        inline = kind == short and count == 1
+        out += struct.pack(
+            endian + ("HHIHH" if inline else "HHII"), tag, kind, count, value, *[0][:inline]
+        )
+    return out + struct.pack(endian + f"I{channels}H", 0, *[16] * channels) + pixels
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 3)])
+def test_lossless_8_bit_files_come_back_exactly(file_format, shape, rng):
+    values = rng.integers(0, 256, shape).astype(np.uint8)
+    image = decode_image(
+        encoded(Image.fromarray(values), file_format), 3 if values.ndim == 3 else 1
+    )
+    np.testing.assert_array_equal(image, values.reshape(5, 8, -1))
+
+
+def test_8_bit_values_are_not_stretched():
+    image = decode_image(encoded(Image.new("L", (4, 4), 7), "PNG"), 1)
+    assert (image == 7).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_is_stretched_over_its_own_range(channels):
+    values = THERMAL[..., :channels]
+    colours = values[..., :3] if channels > 2 else values[..., :1]
+    image = decode_image(png16(values), colours.shape[-1])
+    np.testing.assert_array_equal(image, stretch(colours))
+    assert (image.min(), image.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_16_bit_colour_tiff_is_stretched_over_its_own_range(order, compressed):
+    values = THERMAL[..., :3]
+    np.testing.assert_array_equal(decode_image(tiff16(values, order, compressed)), stretch(values))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_wide_grey_tiff_is_stretched_over_its_own_range(dtype):
+    values = THERMAL[..., 0].astype(dtype)
+    image = decode_image(encoded(Image.fromarray(values), "TIFF"), 1)
+    np.testing.assert_array_equal(image[..., 0], stretch(THERMAL[..., 0]))
+
+
+def test_stretch_maps_linearly_and_survives_flat_and_non_finite_values():
+    np.testing.assert_array_equal(stretch(np.array([100, 200, 150], np.uint16)), [0, 255, 128])
+    np.testing.assert_array_equal(stretch(np.full(3, 900, np.uint16)), [0, 0, 0])
+    np.testing.assert_array_equal(stretch(np.array([np.nan, -1.0, 1.0, np.inf])), [0, 0, 255, 0])
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "1", "CMYK", "L", "RGB", "YCbCr"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_gives_the_channels_asked_for(mode, channels):
+    file_format = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    white = Image.fromarray(np.full((6, 4), 255, np.uint8)).convert("RGB").convert(mode)
+    image = decode_image(encoded(white, file_format), channels)
+    assert image.shape == (6, 4, channels)
+    assert (image > 250).all()  # white stays white, also through CMYK, which JPEG stores inverted
+
+
+def test_palette_with_transparency_keeps_its_colours():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    data = encoded(image, "PNG", transparency=bytes([0, 255]))
+    np.testing.assert_array_equal(decode_image(data), np.full((4, 4, 3), (200, 100, 50)))
+
+
+def test_colour_becomes_luma_and_grey_is_repeated():
+    red = np.zeros((2, 2, 3), np.uint8)
+    red[..., 0] = 255
+    assert (to_channels(red, 1) == 76).all()  # 0.299 * 255
+    assert (to_channels(to_channels(red, 1), 3) == 76).all()
+    with pytest.raises(ValueError, match="3 channels into 2"):
+        to_channels(red, 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG"])
+def test_exif_orientation_turns_the_image_upright(orientation, file_format):
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:8, :8] = 255  # one bright corner: top left
+    stored = Image.fromarray(upright)
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Transpose that undoes each orientation
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(inverse[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode_image(encoded(stored, file_format, exif=exif), 1)[..., 0]
+    assert image.shape == (16, 32)
+    assert image[:8, :8].min() > 200
+    assert image[:, 16:].max() < 50
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_truncated_files_are_errors(file_format, rng):
+    image = Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8))
+    data = encoded(image, file_format)
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        decode_image(data[: len(data) // 2])
+
+
+def test_empty_and_foreign_files_are_errors():
+    with pytest.raises(ValueError, match="empty"):
+        decode_image(b"")
+    with pytest.raises(ValueError, match="no image"):
+        decode_image(b"this is a text file, whatever its name says")
+
+
+def test_an_image_of_absurd_size_is_an_error():
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
+    data = start + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    with pytest.raises(Image.DecompressionBombError):
+        decode_image(data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))

@@ -1,0 +1,1 @@
+"""Builders of golden cases, one file a topic; see tests/parity.py."""

@@ -1,0 +1,185 @@
+"""Checks vadapt against golden files: `python -m tests.parity [FILE.npz ...]`.
+
+A golden file holds what an original implementation computed: parameters under the official
+checkpoint's names, inputs, outputs, cotangents and gradients. This runner builds the vadapt module
+that the file names, imports the parameters with vadapt's own importer, and compares outputs and
+gradients; it knows no expected value. Without arguments it checks every file in tests/goldens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GOLDENS = Path(__file__).parent / "goldens"
+# One file of builders a topic, in tests/golden_modules/<system>.py; each offers MODULES:
+# module name -> function of (config, params, inputs) -> outputs, differentiable in the last two.
+Arrays = dict[str, Any]
+Builder = Callable[[dict[str, Any], Arrays, Arrays], Arrays]
+
+
+@dataclass
+class Golden:
+    """One golden file, taken apart."""
+
+    path: Path
+    meta: dict[str, Any]
+    groups: dict[str, Arrays] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Golden:
+        with np.load(path, allow_pickle=False) as file:
+            golden = cls(Path(path), json.loads(str(file["meta"])))
+            for key in file.files:
+                if key == "meta":
+                    continue
+                group, name = key.split("/", 1)
+                if group == "grad":
+                    side, name = name.split("/", 1)
+                    group = f"grad/{side}"
+                golden.groups.setdefault(group, {})[name] = file[key]
+        return golden
+
+    def __getitem__(self, group: str) -> Arrays:
+        return self.groups.get(group, {})
+
+
+@dataclass
+class Verdict:
+    """How a case went: the largest error in units of the tolerance, and what failed."""
+
+    name: str
+    error: float
+    why: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.why and self.error <= 1.0
+
+    def __str__(self) -> str:
+        verdict = "pass" if self.passed else "FAIL"
+        return f"{verdict}  {self.name:<40} error/tolerance {self.error:9.3g}  {self.why}".rstrip()
+
+
+def check(path: str | Path) -> Verdict:
+    """Runs one golden file."""
+    try:
+        golden = Golden.read(path)
+    except Exception as error:
+        return Verdict(str(path), float("nan"), f"cannot be read: {error!r}")
+    name = f"{golden.meta['system']}/{golden.meta['case']}"
+    try:
+        builder = find_builder(golden.meta["system"], golden.meta["module"])
+        worst = max(_compare(golden, builder), default=(0.0, ""))
+    except Exception as error:
+        return Verdict(name, float("nan"), f"{type(error).__name__}: {error}")
+    return Verdict(name, worst[0], "" if worst[0] <= 1.0 else f"worst at {worst[1]}")
+
+
+def find_builder(system: str, module: str) -> Builder:
+    """The function that builds a named module of a system."""
+    try:
+        modules = importlib.import_module(f"tests.golden_modules.{system}").MODULES
+    except ModuleNotFoundError as error:
+        raise LookupError(f"unknown system {system!r}") from error
+    if module not in modules:
+        raise LookupError(f"unknown module {module!r} of {system!r}; known: {sorted(modules)}")
+    return modules[module]
+
+
+def _compare(golden: Golden, builder: Builder) -> Iterable[tuple[float, str]]:
+    meta, config = golden.meta, golden.meta["config"]
+    rtol, atol = meta["rtol"], meta["atol"]
+    params, inputs = _to_jax(golden["param"]), _to_jax(golden["in"])
+
+    def run(params: Arrays, inputs: Arrays) -> Arrays:
+        return builder(config, params, inputs)
+
+    cotangents = golden["cot"]
+
+    def loss(floats: dict[str, Arrays], rest: dict[str, Arrays]) -> tuple[Any, Arrays]:
+        outputs = run({**floats["param"], **rest["param"]}, {**floats["in"], **rest["in"]})
+        terms = [jnp.sum(outputs[name] * cot) for name, cot in cotangents.items()]
+        return sum(terms, jnp.zeros(())), outputs
+
+    if cotangents:
+        floats, rest = _split_floats({"param": params, "in": inputs})
+        (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats, rest)
+    else:
+        outputs, grads = run(params, inputs), {}
+    for name, expected in golden["out"].items():
+        if name not in outputs:
+            raise LookupError(f"the module gives no output {name!r}")
+        yield _error(outputs[name], expected, rtol, atol), f"out/{name}"
+    rtol, atol = meta.get("grad_rtol", rtol), meta.get("grad_atol", atol)
+    for side in ("param", "in"):
+        for name, expected in golden[f"grad/{side}"].items():
+            found = grads[side][_input_name(name, expected, grads[side])]
+            yield _error(found, expected, rtol, atol), f"grad/{side}/{name}"
+
+
+def _input_name(name: str, expected: np.ndarray, grads: Arrays) -> str:
+    """Some files give the gradient of their one image as `x`, whatever the input is called."""
+    alike = [key for key, grad in grads.items() if grad.shape == expected.shape]
+    return alike[0] if name == "x" and name not in grads and len(alike) == 1 else name
+
+
+def _to_jax(arrays: Arrays) -> Arrays:
+    return {
+        name: jnp.asarray(value) if value.dtype.kind in "fiub" else value
+        for name, value in arrays.items()
+    }
+
+
+def _split_floats(sides: dict[str, Arrays]) -> tuple[dict[str, Arrays], dict[str, Arrays]]:
+    def pick(arrays: Arrays, floating: bool) -> Arrays:
+        return {
+            name: value
+            for name, value in arrays.items()
+            if jnp.issubdtype(value.dtype, jnp.floating) == floating
+        }
+
+    return (
+        {side: pick(arrays, True) for side, arrays in sides.items()},
+        {side: pick(arrays, False) for side, arrays in sides.items()},
+    )
+
+
+def _error(found: Any, expected: np.ndarray, rtol: float, atol: float) -> float:
+    found = np.asarray(found)
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.dtype.kind in "SU" or (expected.dtype.kind in "iub" and found.dtype.kind in "iub"):
+        return 0.0 if np.array_equal(found, expected) else float("inf")
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    if not np.array_equal(np.isnan(found), np.isnan(expected)):
+        return float("inf")
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = np.where(found == expected, 0.0, np.abs(found - expected))
+    return float(np.nanmax(difference / (atol + rtol * np.abs(expected)), initial=0.0))
+
+
+def main(arguments: list[str]) -> int:
+    """Prints one line a case; 1 if any fails or is unknown."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    paths = arguments or sorted(str(path) for path in GOLDENS.rglob("*.npz"))
+    verdicts = []
+    for path in paths:
+        verdicts.append(check(path))
+        print(verdicts[-1], flush=True)
+    failed = sum(not verdict.passed for verdict in verdicts)
+    print(f"{len(verdicts) - failed} passed, {failed} failed")
+    return 1 if failed or not verdicts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""What importing costs, what it drags in, and which floor may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "vadapt"
+
+# From the ground up; a file imports from its own floor or one below. `training` stands beside the
+# models: it knows the partition, and no task.
+FLOORS = [
+    {"errors", "__init__"},
+    {"partition", "drawing", "kernels", "losses", "data", "metrics"},
+    {"backbones"},
+    {"heads", "necks", "weights"},
+    {"adapters"},
+    {"models"},
+    {"training"},
+    {"tasks"},
+    {"run"},
+    {"main"},
+]
+# Rooms that the plan keeps apart though their floors would allow it.
+FORBIDDEN = {
+    ("training", "tasks"),
+    ("training", "models"),
+    ("training", "adapters"),
+    ("training", "backbones"),
+    ("backbones", "adapters"),
+    ("data", "partition"),
+    ("metrics", "partition"),
+}
+# A command that makes an asset of a finished run; nothing imports it.
+COMMANDS = {"weights/asset.py"}
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of vadapt that a file imports, anywhere in it."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "vadapt" and len(parts) > 1 and (PACKAGE / parts[1]).exists():
+                rooms.add(parts[1])
+            elif parts[0] == "vadapt" and len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists():
+                rooms.add(parts[1])
+    return rooms
+
+
+FILES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py" and str(path.relative_to(PACKAGE)) not in COMMANDS
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    level = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    here = room(path)
+    for there in imports(path):
+        assert level[there] <= level[here], f"{here} must not import {there}"
+        assert (here, there) not in FORBIDDEN, f"{here} must not import {there}"
+
+
+def test_no_file_is_too_long():
+    long = {
+        str(path): count
+        for path in PACKAGE.rglob("*.py")
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert not long
+
+
+def in_a_fresh_interpreter(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return result.stdout.strip()
+
+
+HEAVY = ("torch", "transformers", "tensorflow", "orbax", "grain", "tensorflow_datasets", "wandb")
+
+
+def test_importing_vadapt_drags_in_nothing_heavy():
+    code = (
+        "import sys, vadapt; vadapt.create, vadapt.adapt, vadapt.split, vadapt.load_weights;"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert in_a_fresh_interpreter(code) == "[]"
+
+
+def test_importing_vadapt_does_not_even_import_jax():
+    # `import vadapt` is to stay under a second; jax and flax, on first use, are most of one. The
+    # time itself is measured by benchmarks/import_time.py.
+    code = "import sys, vadapt; print([name for name in ('jax', 'flax') if name in sys.modules])"
+    assert in_a_fresh_interpreter(code) == "[]"
+
+
+def test_every_public_name_is_there():
+    import vadapt
+
+    assert len(vadapt.__all__) <= 25
+    for name in vadapt.__all__:
+        assert getattr(vadapt, name) is not None
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = vadapt.nothing_like_it

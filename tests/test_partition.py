@@ -1,0 +1,105 @@
+"""The partition: what trains, what does not, and how patterns are checked."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from vadapt import adapters
+from vadapt.backbones.vit import vit
+from vadapt.errors import ConfigError
+from vadapt.partition import (
+    DEFAULT,
+    Adapter,
+    Head,
+    count,
+    flatten,
+    mark,
+    merge,
+    split,
+    summary,
+    variables,
+)
+
+
+class Classifier(nnx.Module):
+    """A grafted micro ViT under a linear head."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        plain = vit("micro", depth=2, image_size=16, positions="sincos", rngs=rngs)
+        self.backbone = adapters.apply(plain, "patchwise_scale", hidden=4)
+        self.head = mark(nnx.Linear(96, 3, rngs=rngs), Head)
+
+    def __call__(self, images):
+        return self.head(self.backbone(images).mean(1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Classifier()
+
+
+def test_default_trains_adapters_and_head_only(model):
+    parts = split(model)
+    names = set(flatten(parts.trainable))
+    assert names == {
+        name for name in variables(model) if "/adapter/" in name or "/gate/" in name or "head" in name
+    }
+    assert count(parts.trainable) + count(parts.frozen) == count(
+        jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    )
+    assert set(flatten(parts.state)) == {"backbone/pos_embed"}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("everything", lambda name: True),
+        ("head", lambda name: name.startswith("head")),
+        ("biases", lambda name: name.endswith("bias")),
+        (r"backbone/blocks/1/.*", lambda name: name.startswith("backbone/blocks/1/")),
+        (["biases", Head], lambda name: name.endswith("bias") or name.startswith("head")),
+        (Adapter, lambda name: "/adapter/" in name or "/gate/" in name),
+        (lambda path, value: path[-1] == "cls_token", lambda name: name.endswith("cls_token")),
+    ],
+    ids=["everything", "head", "biases", "pattern", "list", "type", "function"],
+)
+def test_filters_select_what_they_say(model, trainable, expected):
+    parts = split(model, trainable)
+    every = {**flatten(parts.trainable), **flatten(parts.frozen)}
+    assert set(flatten(parts.trainable)) == {name for name in every if expected(name)}
+    assert parts.trainable
+
+
+def test_pattern_without_match_lists_the_nearest_paths(model):
+    with pytest.raises(ConfigError, match="backbone/blocks/0/attn/inner/qkv/kernel"):
+        split(model, "backbone/blocks/0/attn/qkv/kernel")
+
+
+def test_merge_undoes_split(model):
+    images = jnp.ones((1, 16, 16, 3))
+    again = merge(*split(model))
+    assert jnp.array_equal(again(images), model(images))
+    assert type(again.head.kernel) is Head
+
+
+def test_gradients_exist_for_trainable_leaves_only(model):
+    parts = split(model)
+
+    def loss(trainable):
+        return merge(parts.graph, trainable, parts.frozen, parts.state)(
+            jnp.ones((1, 16, 16, 3))
+        ).sum()
+
+    assert set(flatten(jax.grad(loss)(parts.trainable))) == set(flatten(parts.trainable))
+
+
+def test_summary_counts_everything_once(model):
+    lines = summary(model, DEFAULT, depth=2).splitlines()
+    rows = [line.split() for line in lines[1:-1]]
+    trains = sum(int(row[-2].replace(",", "")) for row in rows)
+    frozen = sum(int(row[-1].replace(",", "")) for row in rows)
+    parts = split(model)
+    assert (trains, frozen) == (count(parts.trainable), count(parts.frozen))
+    assert lines[-1].startswith(f"trainable: {trains:,} of {trains + frozen:,} parameters")

@@ -1,0 +1,262 @@
+"""The loop: what was interrupted ends as if nothing had happened, on any number of devices."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.training.toy import ToyModel, ToyTask, toy_config
+from vadapt.errors import ConfigError, TrainingError
+from vadapt.training import loop
+from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.interrupt import StopSignal
+
+# Sums over the batch in another order, over a dozen steps of float32.
+SHARDED = 1e-5
+
+
+def fit(config, workdir, devices=1, **options):
+    return loop.fit(ToyTask(config), config, workdir, devices=jax.devices()[:devices], **options)
+
+
+def stored(workdir, step=None):
+    """Everything in a checkpoint (weights, optimizer, counters, position) by its name."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    step = Checkpoints(workdir / "checkpoints").latest() if step is None else step
+    path = epath.Path(workdir) / "checkpoints" / str(step) / "tree"
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    names = handler.metadata(path).tree
+    wanted = jax.tree.map(lambda _: as_numpy, names)
+    tree = handler.restore(path, args=ocp.args.PyTreeRestore(item=names, restore_args=wanted))
+    handler.close()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def lines(workdir):
+    """metrics.jsonl without the time of day."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in found]
+
+
+def losses(workdir):
+    return np.array([line["loss"] for line in lines(workdir)])
+
+
+def assert_same_run(left, right):
+    assert lines(left) == lines(right)
+    ours, theirs = stored(left), stored(right)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    outcome = fit(toy_config(), workdir)
+    return workdir, outcome
+
+
+def test_a_run_learns_and_says_what_it_did(uninterrupted):
+    workdir, outcome = uninterrupted
+    assert outcome.finished
+    assert outcome.steps == 12
+    assert outcome.images_per_second > 0
+    assert [line["step"] for line in lines(workdir)] == [2, 4, 6, 8, 10, 12]
+    assert losses(workdir)[-1] < losses(workdir)[0]
+    assert Checkpoints(workdir / "checkpoints").steps() == [4, 8, 12]
+    log = (workdir / "log.txt").read_text()
+    for said in (
+        "1 x cpu",
+        "mesh data=1 fsdp=1",
+        "trainable: 16,512",
+        "compiled in",
+        "KiB on each",
+    ):
+        assert said in log
+
+
+def test_training_leaves_the_frozen_and_the_initial_weights_alone(uninterrupted):
+    _, outcome = uninterrupted
+    fresh = ToyModel(nnx.Rngs(0))
+    for model in (outcome.initial, outcome.model):
+        np.testing.assert_array_equal(model.backbone.kernel[...], fresh.backbone.kernel[...])
+    np.testing.assert_array_equal(outcome.initial.head.kernel[...], fresh.head.kernel[...])
+    assert np.abs(outcome.model.head.kernel[...] - fresh.head.kernel[...]).max() > 0
+
+
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(uninterrupted, tmp_path, capsys, step):
+    before = signal.getsignal(signal.SIGTERM)
+    config = toy_config()
+    config.task.stop_at = step
+    stopped = fit(config, tmp_path)
+    assert not stopped.finished
+    assert stopped.steps == step
+    assert f"after step {step}, saved; the same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert fit(toy_config(), tmp_path).finished
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted, tmp_path):
+    workdir, outcome = uninterrupted
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    again = fit(toy_config(), tmp_path)
+    assert (again.finished, again.steps, again.images_per_second) == (True, 12, 0)
+    assert_same_run(tmp_path, workdir)
+    kernels = [result.model.head.kernel[...] for result in (again, outcome)]
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_an_evaluation_of_an_unfinished_run_drops_no_lines(uninterrupted, tmp_path):
+    workdir, _ = uninterrupted
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "12")
+    outcome = fit(toy_config(), tmp_path, stop_at=8)
+    assert (outcome.finished, outcome.steps) == (True, 8)
+    assert lines(tmp_path) == lines(workdir)
+
+
+def test_behind_a_damaged_checkpoint_the_one_before_goes_on(uninterrupted, tmp_path):
+    workdir, _ = uninterrupted
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "12" / "tree" / "manifest.ocdbt").unlink()
+    assert fit(toy_config(), tmp_path).finished
+    assert_same_run(tmp_path, workdir)
+    log = (tmp_path / "log.txt").read_text()
+    assert "checkpoint 12" in log
+    assert "going on from step 8" in log
+
+
+def test_a_killed_run_loses_only_what_came_after_the_last_save(tmp_path):
+    config = toy_config(total_steps=60, run={"log_every": 1, "checkpoint_every": 5})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    # The child sets itself up as conftest does, so that its numbers are the same to the bit.
+    code = "import tests.conftest, sys; from tests.training import toy; toy.main(*sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, str(killed), "60", "0.02"])
+    target = random.randint(6, 40)
+    while process.poll() is None and not _logged(killed, target):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    reached = lines(killed)[-1]["step"]
+    latest = Checkpoints(killed / "checkpoints").latest() or 0
+    # Of the save that was being written nothing is left, the one before is complete.
+    assert reached - 10 <= latest <= reached
+    fit(config, whole)
+    fit(config, killed)
+    assert_same_run(killed, whole)
+
+
+def _logged(workdir, step):
+    file = workdir / "metrics.jsonl"
+    return file.exists() and file.read_text().count("\n") >= step
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    config = toy_config(run={"log_every": 100, "checkpoint_every": 3})
+    config.task.nan_at = 7
+    with pytest.raises(TrainingError, match="is nan at step 7; the last good checkpoint is step 6"):
+        fit(config, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 6]
+    for step in (3, 6):
+        for name, value in stored(tmp_path, step).items():
+            assert np.isfinite(value).all(), name
+
+
+def test_a_loss_that_explodes_names_step_and_metric(tmp_path):
+    config = toy_config()
+    config.optimizer.base_lr = 1e30
+    with pytest.raises(TrainingError, match=r"\w+ is (nan|inf) at step \d+; .*base_lr"):
+        fit(config, tmp_path)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 8), (8, 4)])
+def test_many_devices_learn_what_one_does(uninterrupted, tmp_path, devices, fsdp):
+    config = toy_config(parallel={"fsdp": fsdp})
+    outcome = fit(config, tmp_path, devices)
+    workdir, one = uninterrupted
+    np.testing.assert_allclose(losses(tmp_path), losses(workdir), atol=SHARDED)
+    kernels = [result.model.head.kernel[...] for result in (outcome, one)]
+    np.testing.assert_allclose(*kernels, atol=SHARDED)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), (1, 1)])
+def test_a_run_of_eight_devices_goes_on_with_fewer(uninterrupted, tmp_path, devices, fsdp):
+    config = toy_config(parallel={"fsdp": 8})
+    config.task.stop_at = 5
+    assert fit(config, tmp_path, 8).steps == 5
+    assert fit(toy_config(parallel={"fsdp": fsdp}), tmp_path, devices).finished
+    np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted[0]), atol=SHARDED)
+
+
+def test_micro_batches_learn_what_one_batch_does(tmp_path):
+    still = {"noise": 0.0}  # each micro-batch draws its own noise
+    fit(toy_config(task=still), tmp_path / "one")
+    fit(toy_config(task=still, parallel={"step": {"accumulate": 2}}), tmp_path / "two", devices=2)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=SHARDED)
+
+
+def test_models_come_back_whole_in_float32(tmp_path):
+    config = toy_config(parallel={"fsdp": 8, "frozen_dtype": "bfloat16"})
+    config.parallel.step.update({"compute_dtype": "bfloat16", "ema": 0.5})
+    outcome = fit(config, tmp_path, 8)
+    for model in (outcome.initial, outcome.model):
+        for leaf in jax.tree.leaves(nnx.state(model)):
+            assert leaf.dtype == jnp.float32
+            assert len(leaf.devices()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_size": 12},
+            "batch_size=12 does not divide over 8 devices .* next that does is 16",
+        ),
+        ({"run": {"log_every": 0}}, "log_every=0; it is a number of steps"),
+        ({"parallel": {"fsdp": 3}}, "3 does not divide 8 devices"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        fit(toy_config(**changes), tmp_path, 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_second_signal_acts_as_usual():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested(3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    found = []
+
+    def enter():
+        with StopSignal() as stop:
+            found.append((signal.getsignal(signal.SIGTERM), stop.requested(0)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [(before, False)]

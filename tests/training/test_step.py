@@ -1,0 +1,196 @@
+"""The step: only what trains changes, whatever the options."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from vadapt import adapters
+from vadapt.backbones.vit import vit
+from vadapt.partition import EVERYTHING, Head, Partition, flatten, mark, merge, split
+from vadapt.training.step import StepOptions, init_state, make_step
+
+
+class Classifier(nnx.Module):
+    """A ViT under a linear head."""
+
+    def __init__(self, variant="micro", hidden=4, **options):
+        rngs = nnx.Rngs(0)
+        backbone = vit(variant, positions="sincos", rngs=rngs, **options)
+        self.backbone = (
+            adapters.apply(backbone, "patchwise_scale", hidden=hidden, dropout=0.0)
+            if hidden
+            else backbone
+        )
+        self.head = mark(nnx.Linear(backbone.width, 10, rngs=rngs), Head)
+
+    def loss(self, batch, key):
+        logits = self.head(self.backbone(batch["image"], key=key)[:, 0])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+
+def loss_fn(model, batch, key):
+    return model.loss(batch, key)
+
+
+@functools.cache
+def small() -> Partition:
+    return split(Classifier(depth=2, image_size=16))
+
+
+@functools.cache
+def batch():
+    image, label = jax.random.key(0), jax.random.key(1)
+    return {
+        "image": jax.random.normal(image, (8, 16, 16, 3)),
+        "label": jax.random.randint(label, (8,), 0, 10),
+    }
+
+
+def train(options=StepOptions(), steps=3, seed=0):
+    """The state and the last metrics after some steps of SGD."""
+    parts, optimizer = small(), optax.sgd(0.1)
+    step = jax.jit(make_step(parts.graph, loss_fn, optimizer, lambda _: 0.1, options, seed=seed))
+    state = init_state(parts, optimizer, options)
+    metrics = {}
+    with jax.numpy_dtype_promotion("standard"):  # bfloat16 attention promotes its softmax
+        for _ in range(steps):
+            state, metrics = step(parts.frozen, state, batch())
+    return state, metrics
+
+
+@functools.cache
+def plain():
+    return train()
+
+
+def close(found, expected, tolerance):
+    for path, leaf in flatten(expected).items():
+        np.testing.assert_allclose(flatten(found)[path], leaf, atol=tolerance, err_msg=path)
+
+
+def test_training_lowers_the_loss_and_counts_steps():
+    first, (state, last) = train(steps=1)[1], train(steps=10)
+    assert last["loss"] < first["loss"]
+    assert int(state["step"]) == 10
+    assert set(last) == {"loss", "grad_norm", "learning_rate", "accuracy"}
+
+
+def test_frozen_leaves_do_not_change():
+    parts = small()
+    before = jax.tree.map(np.array, parts.frozen)
+    state, _ = plain()
+    model = merge(parts.graph, state["trainable"], parts.frozen, state["variables"])
+    after = split(model).frozen
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_optimizer_state_holds_exactly_the_trainable_leaves():
+    parts = small()
+    state = init_state(parts, optax.adam(0.1), StepOptions())
+    moments = [leaf for leaf in jax.tree.leaves(state["optimizer"]) if leaf.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(parts.trainable))
+    assert sum(leaf.size for leaf in moments) == 2 * sum(
+        leaf.size for leaf in jax.tree.leaves(parts.trainable)
+    )
+
+
+def test_accumulated_steps_are_the_same_steps():
+    state, metrics = train(StepOptions(accumulate=4))
+    close(state["trainable"], plain()[0]["trainable"], 1e-5)
+    assert metrics["loss"] == pytest.approx(float(plain()[1]["loss"]), rel=1e-5)
+
+
+def test_rematerialised_steps_are_the_same_steps():
+    close(train(StepOptions(remat=True))[0]["trainable"], plain()[0]["trainable"], 1e-6)
+
+
+def test_bfloat16_compute_keeps_float32_weights_near_the_float32_run():
+    state, _ = train(StepOptions(compute_dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["trainable"])} == {jnp.dtype("float32")}
+    close(state["trainable"], plain()[0]["trainable"], 2e-2)
+
+
+def test_moving_average_follows_what_trains():
+    one, _ = train(StepOptions(ema=0.9), steps=1)
+    start = small().trainable
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, one["trainable"])
+    close(one["ema"], expected, 1e-6)
+
+
+def test_randomness_follows_seed_and_step_only():
+    parts, optimizer = small(), optax.sgd(0.1)
+
+    def noisy(model, batch, key):
+        loss, metrics = model.loss(batch, None)
+        return loss, {**metrics, "draw": jax.random.uniform(key)}
+
+    def draws(seed):
+        step = jax.jit(
+            make_step(parts.graph, noisy, optimizer, lambda _: 0.1, StepOptions(), seed=seed)
+        )
+        state, found = init_state(parts, optimizer, StepOptions()), []
+        for _ in range(3):
+            state, metrics = step(parts.frozen, state, batch())
+            found.append(float(metrics["draw"]))
+        return found
+
+    assert len(set(draws(0))) == 3
+    assert draws(0) == draws(0)
+    assert draws(0) != draws(1)
+
+
+# --- what a step costs, by the compiler's own count ---------------------------------------------
+
+
+def compiled_flops(build, loss, trainable, batch, *, log_norms=True):
+    """FLOPs of one compiled AdamW step; nothing of the model is ever allocated."""
+    parts = split(nnx.eval_shape(build), trainable)
+    optimizer = optax.adamw(1e-3)
+    options = StepOptions()
+    step = make_step(parts.graph, loss, optimizer, lambda _: 1e-3, options, seed=0)
+    if not log_norms:
+        whole = step
+
+        def step(frozen, state, batch):
+            state, metrics = whole(frozen, state, batch)
+            return state, {"loss": metrics["loss"]}
+
+    def start(trainable, variables):
+        fresh = Partition(parts.graph, trainable, {}, variables)
+        return init_state(fresh, optimizer, options)
+
+    state = jax.eval_shape(start, parts.trainable, parts.state)
+    return jax.jit(step).lower(parts.frozen, state, batch).compile().cost_analysis()["flops"]
+
+
+@functools.cache
+def classifier_flops(hidden, log_norms=True):
+    images = {
+        "image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    return compiled_flops(
+        lambda: Classifier("base", hidden=hidden),
+        loss_fn,
+        "default" if hidden else EVERYTHING,
+        images,
+        log_norms=log_norms,
+    )
+
+
+@pytest.mark.xdist_group("flops")
+def test_adapters_cost_at_most_two_thirds_of_full_training():
+    assert classifier_flops(64) <= 0.67 * classifier_flops(0)
+
+
+@pytest.mark.xdist_group("flops")
+def test_logging_gradient_norms_adds_no_work():
+    # The norm itself is a few operations a trained number; a gradient of the frozen part would be
+    # half as much again as the whole step.
+    assert classifier_flops(64) <= 1.001 * classifier_flops(64, log_norms=False)

@@ -1,0 +1,116 @@
+"""A task that compiles in a moment, for tests of the loop: a frozen layer and a head above it."""
+
+import os
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from vadapt.data.stream import make_stream
+from vadapt.partition import Head
+from vadapt.training import distributed, loop
+
+WIDTH = 128  # a head of 2^14 numbers, the smallest that FSDP splits
+
+
+def toy_config(**changes):
+    """Settings of a run of twelve steps; changes such as run={"log_every": 1} go in at the end."""
+    config = ConfigDict()
+    config.total_steps, config.batch_size, config.seed = 12, 16, 0
+    config.trainable = "default"
+    config.task = {"noise": 0.1, "pause": 0.0, "stop_at": -1, "nan_at": -1}
+    config.optimizer = {"base_lr": 0.1, "end_lr": 0.0, "warmup_share": 0.2, "beta1": 0.9}
+    config.optimizer.update({"beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.05})
+    config.optimizer.update({"layer_decay": 1.0, "clip_norm": 0.0, "late": ()})
+    config.parallel = {"fsdp": 1, "frozen_dtype": "float32"}
+    config.parallel.step = {"compute_dtype": "float32", "accumulate": 1, "remat": False, "ema": 0.0}
+    config.eval = {"every": 0}
+    config.run = {"log_every": 2, "checkpoint_every": 4, "keep_last": 3, "wandb": False}
+    config.update(changes)
+    return config
+
+
+class ToyModel(nnx.Module):
+    """Noisy features of a frozen layer, and a head that reads the image back from them."""
+
+    def __init__(self, rngs):
+        self.backbone = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.head.kernel = Head(self.head.kernel[...])
+        self.head.bias = Head(self.head.bias[...])
+
+
+class ToyTask:
+    """What `fit` asks of a task; a stop or a NaN comes with the batch of the wanted step."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def build(self):
+        return ToyModel(nnx.Rngs(0))
+
+    def stream(self):
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, WIDTH // 8, 1), np.uint8)
+        source = [{"image": image, "bad": np.float32(0.0)} for image in images]
+        stream = make_stream(
+            source,
+            [],
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=0,
+        )
+        return Disturbed(stream, self.config.task)
+
+    def loss(self, model, batch, key):
+        images = batch["image"].reshape(batch["image"].shape[0], -1).astype(jnp.float32) / 255
+        features = jnp.tanh(model.backbone(images.astype(model.backbone.kernel.dtype)))
+        noise = jax.random.normal(key, features.shape, features.dtype)
+        output = model.head(features + noise * self.config.task.noise)
+        error = output.astype(jnp.float32) - images
+        return jnp.mean(jnp.square(error)) + jnp.mean(batch["bad"]), {}
+
+    def pictures(self, model, batch):
+        return {"head": np.zeros((2, 2, 3), np.uint8)}
+
+
+class Disturbed:
+    """A stream in which something happens when the batch of a certain step is asked for."""
+
+    def __init__(self, stream, options):
+        self.stream, self.options = stream, options
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def __next__(self):
+        batch = next(self.stream)
+        time.sleep(self.options.pause)
+        if self.stream.position == self.options.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.stream.position == self.options.nan_at:
+            batch["bad"] = np.full_like(batch["bad"], np.nan)
+        return batch
+
+
+def main(workdir, total_steps, pause):
+    """A run of its own process, to be stopped or killed; saves every five steps."""
+    distributed.start(timeout=60)
+    config = toy_config(total_steps=int(total_steps), run={"log_every": 1, "checkpoint_every": 5})
+    config.task.pause = float(pause)
+    loop.fit(
+        ToyTask(config),
+        config,
+        workdir,
+        devices=None if jax.process_count() > 1 else [jax.devices()[0]],
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,5 @@
+"""The type checker that tests put on every function of vadapt: beartype, with int taken as float."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))

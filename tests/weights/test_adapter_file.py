@@ -1,0 +1,50 @@
+"""The adapter file holds what was trained and knows its base."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vadapt import adapters
+from vadapt.backbones.vit import vit
+from vadapt.errors import WeightsError
+from vadapt.partition import flatten, split
+from vadapt.weights.adapter_file import load_adapter, save_adapter
+from vadapt.weights.files import read_arrays, read_header
+
+
+def grafted(seed: int = 0, hidden: int = 4):
+    plain = vit("micro", depth=2, image_size=16, rngs=nnx.Rngs(seed))
+    return adapters.apply(plain, "patchwise_scale", hidden=hidden, rngs=nnx.Rngs(seed + 1))
+
+
+def test_round_trip_restores_the_trained_model_and_nothing_else_is_in_the_file(tmp_path):
+    model = grafted()
+    model.blocks[1].mlp.adapter.up.kernel[...] = jnp.full((4, 96), 0.25)
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, model, method={"name": "patchwise_scale", "hidden": 4})
+    assert set(read_arrays(path)) == set(flatten(split(model).trainable))
+    assert json.loads(read_header(path)["method"]) == {"name": "patchwise_scale", "hidden": 4}
+    fresh = adapters.apply(
+        vit("micro", depth=2, image_size=16, rngs=nnx.Rngs(0)), "patchwise_scale", hidden=4
+    )
+    load_adapter(fresh, path)
+    np.testing.assert_array_equal(fresh.features(jnp.ones((1, 16, 16, 3))),
+                                  model.features(jnp.ones((1, 16, 16, 3))))
+
+
+def test_another_base_is_refused_with_both_hashes(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, grafted())
+    base = read_header(path)["base"]
+    with pytest.raises(WeightsError, match=base):
+        load_adapter(grafted(seed=7), path)
+
+
+def test_another_size_of_adapter_is_refused(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, grafted())
+    with pytest.raises(WeightsError, match="differ"):
+        load_adapter(grafted(hidden=5), path)

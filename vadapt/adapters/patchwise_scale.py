@@ -1,0 +1,201 @@
+"""The patchwise-scale adapter of PAD: a bottleneck beside every MLP, gated token by token.
+
+Source: PAD, arXiv:2312.08192, section 3; the layout (a branch parallel to the frozen MLP) is
+AdaptFormer's, arXiv:2205.13535.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vadapt.backbones.layers import Branch, LayerNorm, OptionalKey, dropout, split_key
+from vadapt.errors import ConfigError, nearest
+from vadapt.partition import Adapter, Constant, mark
+
+FUSIONS = ("concat", "sum", "side", "gside")
+NORMS = ("in", "out", "none")
+SCHEDULES = ("constant", "geometric", "linear")
+
+
+class Bottleneck(nnx.Module):
+    """Norm, down, ReLU, dropout, up; no residual inside. Zero at the start.
+
+    Args:
+        norm: "in" normalises the input (the paper's); "none" does not. "out" makes a norm that
+            is never applied, as the released code does: it exists for its checkpoints only.
+        dropout: rate on the hidden activations, in training.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, *, norm: str = "in", dropout: float = 0.1, rngs: nnx.Rngs
+    ):
+        if norm not in NORMS:
+            raise ConfigError(f"unknown adapter norm {norm!r}; {nearest(norm, NORMS)}")
+        limit = width**-0.5  # Kaiming-uniform with a = sqrt(5)
+
+        def down_init(key, shape, dtype=jnp.float32, **_):
+            return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+        self.dropout = dropout
+        self.normalise = norm == "in"
+        # 1e-5 here and 1e-6 in the trunk, as in the released code.
+        self.norm = None if norm == "none" else LayerNorm(width, epsilon=1e-5)
+        self.down = nnx.Linear(width, hidden, kernel_init=down_init, rngs=rngs)
+        self.up = nnx.Linear(hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        mark(self, Adapter)
+
+    def __call__(self, x: Float[Array, "*b d"], key: OptionalKey = None) -> Float[Array, "*b d"]:
+        hidden = self.norm(x) if self.normalise else x
+        hidden = jax.nn.relu(self.down(hidden))
+        return self.up(dropout(hidden, self.dropout, key))
+
+
+class PatchwiseGate(nnx.Module):
+    """One scale a token in (0, 1) from the frozen MLP's output and the adapter's; 0.5 at first.
+
+    Args:
+        fusion: what the gate reads: "concat" of both (the paper's), their "sum", the adapter's
+            output alone ("side"), the MLP's alone ("gside").
+    """
+
+    def __init__(self, width: int, *, fusion: str = "concat", rngs: nnx.Rngs):
+        if fusion not in FUSIONS:
+            raise ConfigError(f"unknown fusion {fusion!r}; {nearest(fusion, FUSIONS)}")
+        self.fusion = fusion
+        inputs = 2 * width if fusion == "concat" else width
+        self.proj = nnx.Linear(
+            inputs, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+        mark(self, Adapter)
+
+    def __call__(
+        self, frozen: Float[Array, "*b d"], side: Float[Array, "*b d"]
+    ) -> Float[Array, "*b 1"]:
+        fused = {
+            "concat": lambda: jnp.concatenate([frozen, side], axis=-1),
+            "sum": lambda: frozen + side,
+            "side": lambda: side,
+            "gside": lambda: frozen,
+        }[self.fusion]()
+        return jax.nn.sigmoid(self.proj(fused))
+
+
+class LayerGate(nnx.Module):
+    """One scale for a whole layer, fixed or learned."""
+
+    def __init__(self, initial: float, *, learnable: bool):
+        value = jnp.full((1,), initial, jnp.float32)
+        self.scale = Adapter(value) if learnable else Constant(value)
+
+    def __call__(
+        self, frozen: Float[Array, "*b d"], side: Float[Array, "*b d"]
+    ) -> Float[Array, "*b 1"]:
+        return jnp.broadcast_to(self.scale[...].astype(side.dtype), (*side.shape[:-1], 1))
+
+
+class PatchwiseScaleBranch(Branch):
+    """An MLP branch with a gated bottleneck beside it: gate * adapter(x) + branch(x).
+
+    The bottleneck reads the residual stream, not the branch's norm; the gate reads the MLP's
+    output before layer scale; drop path never touches the adapter's term.
+    """
+
+    def __init__(self, branch: Branch, adapter: Bottleneck, gate: PatchwiseGate | LayerGate):
+        super().__init__(
+            branch.norm, branch.inner, scale=branch.scale, drop_path_rate=branch.drop_path_rate
+        )
+        self.adapter = adapter
+        self.gate = gate
+
+    def gated(
+        self, x: Float[Array, "b n d"], key: OptionalKey = None
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n 1"]]:
+        """The branch's residual term, and the scale of every token."""
+        path_key, adapter_key = split_key(key, 2)
+        frozen = self.compute(x)
+        side = self.adapter(x, adapter_key)
+        scale = self.gate(frozen, side)
+        return scale * side + self.finish(frozen, path_key), scale
+
+    def __call__(self, x: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
+        return self.gated(x, key)[0]
+
+
+def apply(
+    model: nnx.Module,
+    *,
+    hidden: int = 64,
+    scale: str | float = "patchwise",
+    fusion: str = "concat",
+    norm: str = "in",
+    dropout: float = 0.1,
+    schedule: str = "constant",
+    rngs: nnx.Rngs | None = None,
+) -> nnx.Module:
+    """Grafts a patchwise-scale adapter beside the MLP of every block; the given model stays as is.
+
+    The new model computes what the old one did, bit for bit, until its adapters are trained.
+
+    Args:
+        model: anything whose `blocks` have an `mlp` branch (`vadapt.backbones.layers.Branch`).
+        hidden: width of the bottleneck; h in the paper.
+        scale: "patchwise" (the paper's gate), "learnable" (one a layer, from 0.5), or a number
+            (one a layer, fixed; 0.5 is AdaptFormer's place in the paper's comparison).
+        fusion: what the patchwise gate reads; see `PatchwiseGate`.
+        schedule: of a fixed scale over depth: "constant", "geometric" (times 0.8 for every block
+            before the last) or "linear" (from 0.1 to `scale`); the released code's modes 0, 1, 2.
+
+    Raises:
+        ConfigError: the model has no such blocks, or an option is unknown.
+
+    >>> from vadapt.backbones.vit import vit
+    >>> from vadapt.partition import count, split
+    >>> model = apply(vit("micro", image_size=64, rngs=nnx.Rngs(0)), hidden=8)
+    >>> count(split(model).trainable) == 6 * (2 * 96 * 8 + 8 + 5 * 96)
+    True
+    """
+    blocks = getattr(model, "blocks", None)
+    if not blocks or not all(isinstance(getattr(b, "mlp", None), Branch) for b in blocks):
+        raise ConfigError(
+            f"patchwise_scale grafts beside the `mlp` branch of every block in `blocks`; "
+            f"{type(model).__name__} has none. Give it a ViT or another model built of "
+            "vadapt.backbones.layers.Block."
+        )
+    if any(isinstance(block.mlp, PatchwiseScaleBranch) for block in blocks):
+        raise ConfigError("the model already has patchwise-scale adapters")
+    rngs = rngs or nnx.Rngs(0)
+    model = nnx.clone(model)
+    scales = layer_scales(scale, schedule, len(model.blocks))
+    for block, layer_scale in zip(model.blocks, scales, strict=True):
+        width = block.mlp.norm.width
+        if scale == "patchwise":
+            gate = PatchwiseGate(width, fusion=fusion, rngs=rngs)
+        else:
+            gate = LayerGate(layer_scale, learnable=scale == "learnable")
+        adapter = Bottleneck(width, hidden, norm=norm, dropout=dropout, rngs=rngs)
+        block.mlp = PatchwiseScaleBranch(block.mlp, adapter, gate)
+    return model
+
+
+def layer_scales(scale: str | float, schedule: str, depth: int) -> list[float]:
+    """The fixed or initial scale of every layer; 0.5 for learned ones.
+
+    The released code writes its schedules for 12 layers; here they span any depth.
+    """
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"unknown schedule {schedule!r}; {nearest(schedule, SCHEDULES)}")
+    if isinstance(scale, str):
+        if scale not in ("patchwise", "learnable"):
+            raise ConfigError(
+                f"scale {scale!r} is neither a number nor "
+                f"{nearest(scale, ('patchwise', 'learnable'))}"
+            )
+        return [0.5] * depth
+    if schedule == "geometric":
+        return [scale * 0.8 ** (depth - 1 - i) for i in range(depth)]
+    if schedule == "linear":
+        return [float(value) for value in jnp.linspace(0.1, scale, depth)]
+    return [float(scale)] * depth

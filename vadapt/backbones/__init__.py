@@ -1,0 +1,1 @@
+"""Backbones: plain feature extractors that know nothing of adaptation."""

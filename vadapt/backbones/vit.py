@@ -1,0 +1,242 @@
+"""The plain vision transformer, written as if nobody would ever adapt it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from vadapt.backbones.layers import Block, LayerNorm, OptionalKey, split_key
+from vadapt.backbones.positions import resize_table, sincos_table
+from vadapt.errors import ConfigError, ShapeError, nearest
+from vadapt.partition import Constant
+
+# Sizes of MAE (arXiv:2111.06377) and DeiT; micro is for laptops and tests.
+VARIANTS: dict[str, dict[str, int]] = {
+    "micro": {"width": 96, "depth": 6, "num_heads": 4, "patch_size": 8},
+    "tiny": {"width": 192, "depth": 12, "num_heads": 3, "patch_size": 16},
+    "small": {"width": 384, "depth": 12, "num_heads": 6, "patch_size": 16},
+    "base": {"width": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
+    "large": {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
+    "huge": {"width": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
+}
+
+
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches, each through one linear map (a convolution with its own stride)."""
+
+    def __init__(self, width: int, patch_size: int, in_channels: int, *, rngs: nnx.Rngs):
+        self.patch_size = patch_size
+        # Xavier over (patch numbers, width): what MAE does, not a convolution's usual fan.
+        patch_numbers = in_channels * patch_size**2
+        limit = (6.0 / (patch_numbers + width)) ** 0.5
+        bias_limit = patch_numbers**-0.5
+        self.proj = nnx.Conv(
+            in_channels,
+            width,
+            (patch_size, patch_size),
+            strides=(patch_size, patch_size),
+            padding="VALID",
+            kernel_init=_uniform(limit),
+            bias_init=_uniform(bias_limit),
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
+        height, width = images.shape[-3:-1]
+        if height % self.patch_size or width % self.patch_size:
+            raise ShapeError(
+                f"image is {height}x{width}, not a multiple of the patch size {self.patch_size}; "
+                "resize or pad it"
+            )
+        # The compute type is that of the weights, so that a step can cast both trees and be done.
+        return self.proj(images.astype(self.proj.kernel.dtype))
+
+
+class ViT(nnx.Module):
+    """A plain vision transformer (arXiv:2010.11929) with the options that checkpoints differ in.
+
+    Args:
+        image_size: (height, width) in pixels that the position table is made for; other sizes
+            are fed with the table resized (see `positions.resize_table`).
+        positions: "learned", or "sincos" (fixed, as in MAE).
+        layer_scale: initial value of a learned factor a channel on both branches; None for none.
+        drop_path_rate: of the last block; grows linearly from 0 at the first.
+        final_norm: whether a norm follows the last block.
+
+    >>> import jax
+    >>> model = ViT(width=8, depth=2, num_heads=2, patch_size=4, image_size=16, rngs=nnx.Rngs(0))
+    >>> model(jax.numpy.zeros((1, 16, 16, 3))).shape
+    (1, 17, 8)
+    >>> model.features(jax.numpy.zeros((1, 16, 24, 3)), as_grid=True).shape
+    (1, 4, 6, 8)
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int = 16,
+        image_size: int | Sequence[int] = 224,
+        in_channels: int = 3,
+        mlp_ratio: float = 4.0,
+        positions: str = "learned",
+        class_token: bool = True,
+        qkv_bias: bool = True,
+        layer_scale: float | None = None,
+        drop_path_rate: float = 0.0,
+        final_norm: bool = True,
+        norm_epsilon: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
+        if width % num_heads:
+            raise ConfigError(f"width {width} is not divisible by num_heads {num_heads}")
+        height_px, width_px = as_pair(image_size)
+        self.width = width
+        self.patch_size = patch_size
+        self.grid = (height_px // patch_size, width_px // patch_size)
+        self.patch_embed = PatchEmbed(width, patch_size, in_channels, rngs=rngs)
+        normal = nnx.initializers.normal(0.02)
+        self.cls_token = (
+            nnx.Param(normal(rngs.params(), (width,), jnp.float32)) if class_token else None
+        )
+        self.pos_embed = self._make_positions(positions, rngs)
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nnx.List(
+            [
+                Block(
+                    width,
+                    num_heads,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    norm_epsilon=norm_epsilon,
+                    layer_scale=layer_scale,
+                    drop_path_rate=rate,
+                    rngs=rngs,
+                )
+                for rate in rates
+            ]
+        )
+        self.norm = LayerNorm(width, epsilon=norm_epsilon) if final_norm else None
+
+    def _make_positions(self, kind: str, rngs: nnx.Rngs) -> nnx.Variable:
+        if kind == "sincos":
+            table = sincos_table(self.width, self.grid, class_token=self.num_extra == 1)
+            return Constant(jnp.asarray(table))
+        if kind == "learned":
+            shape = (self.num_extra + self.grid[0] * self.grid[1], self.width)
+            return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
+        raise ConfigError(f"unknown positions {kind!r}; {nearest(kind, ('learned', 'sincos'))}")
+
+    @property
+    def num_extra(self) -> int:
+        """Tokens before the patches: 1 with a class token."""
+        return 0 if self.cls_token is None else 1
+
+    def embed(
+        self, images: Float[Array, "b h w c"], keep_ids: Int[Array, "b k"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Class token and patch tokens with positions; see `__call__`."""
+        grid = self.patch_embed(images)
+        table = resize_table(
+            self.pos_embed[...], self.grid, grid.shape[1:3], num_extra=self.num_extra
+        ).astype(grid.dtype)
+        tokens = rearrange(grid, "b h w d -> b (h w) d")
+        tokens = tokens + table[None, self.num_extra :]
+        if keep_ids is not None:
+            tokens = jnp.take_along_axis(tokens, keep_ids[..., None], axis=1)
+        if self.cls_token is None:
+            return tokens
+        first = self.cls_token[...].astype(grid.dtype) + table[0]
+        first = jnp.broadcast_to(first, (tokens.shape[0], 1, self.width))
+        return jnp.concatenate([first, tokens], axis=1)
+
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        *,
+        keep_ids: Int[Array, "b k"] | None = None,
+        key: OptionalKey = None,
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the last block and the final norm; the class token, if any, comes first.
+
+        Args:
+            images: normalised, any size that is a multiple of the patch size.
+            keep_ids: raster numbers of the patches to see (masked pre-training); None sees all.
+            key: given in training only; dropout and drop path then act.
+        """
+        x = self.embed(images, keep_ids)
+        for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
+            # The name lets a rematerialising step keep block boundaries and nothing else.
+            x = checkpoint_name(block(x, block_key), "block")
+        return x if self.norm is None else self.norm(x)
+
+    def features(
+        self,
+        images: Float[Array, "b h w c"],
+        layers: int | Sequence[int] = -1,
+        *,
+        as_grid: bool = False,
+        norm: bool = True,
+    ) -> Any:
+        """Outputs of chosen blocks for dense or global use.
+
+        Args:
+            layers: block numbers, negative from the end; one number gives one array, a sequence
+                a tuple in that order.
+            as_grid: drop the class token and return maps [b, gh, gw, d]; else tokens [b, n, d].
+            norm: apply the final norm to every output.
+
+        Raises:
+            ConfigError: a block number that does not exist.
+        """
+        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+        depth = len(self.blocks)
+        if any(not -depth <= layer < depth for layer in wanted):
+            raise ConfigError(f"layers {wanted} of a model with {depth} blocks (0 to {depth - 1})")
+        wanted = tuple(layer % depth for layer in wanted)
+        outputs: dict[int, Array] = {}
+        x = self.embed(images)
+        for i in range(max(wanted) + 1):
+            x = self.blocks[i](x)
+            if i in wanted:
+                outputs[i] = self.norm(x) if norm and self.norm is not None else x
+        if as_grid:
+            height = images.shape[1] // self.patch_size
+            outputs = {
+                i: rearrange(y[:, self.num_extra :], "b (h w) d -> b h w d", h=height)
+                for i, y in outputs.items()
+            }
+        return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
+
+
+def _uniform(limit: float) -> Any:
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+def vit(variant: str, **options: Any) -> ViT:
+    """A ViT of a named size; options override its fields (see `ViT`).
+
+    >>> vit("micro", image_size=64, rngs=nnx.Rngs(0)).grid
+    (8, 8)
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"unknown ViT variant {variant!r}; {nearest(variant, VARIANTS)}")
+    return ViT(**{**VARIANTS[variant], **options})

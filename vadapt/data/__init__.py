@@ -1,0 +1,1 @@
+"""Data: sources, transforms, deterministic streams, and the embedded scenes."""

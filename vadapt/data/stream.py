@@ -1,0 +1,285 @@
+"""Records to batches: an endless training stream that resumes to the bit, and one pass to evaluate.
+
+The batch at position i is a function of (source, transforms, seed, i) alone: the order of an epoch
+comes from the seed and the epoch's number, every random choice from the element's own place in the
+endless order. So a position, one integer, is all that a checkpoint needs, and neither the number of
+threads nor of processes changes what is drawn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vadapt.data.sources import Guarded, Record, Source
+from vadapt.data.transforms import Transform, apply_all
+from vadapt.errors import ConfigError, DataError, nearest
+
+Batch = dict[str, np.ndarray]
+
+
+class Stream:
+    """An endless iterator of batches that knows its position; see `make_stream`, which makes it."""
+
+    def __init__(
+        self,
+        elements: Any,
+        guarded: Guarded,
+        *,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        num_threads: int,
+        prefetch: int,
+    ):
+        self._elements = elements
+        self._guarded = guarded
+        self._batch_size = batch_size
+        self._process_index = process_index
+        self._process_count = process_count
+        self._num_threads = num_threads
+        self._prefetch = prefetch
+        self._position = 0
+        self._iterator: Any = None
+
+    @property
+    def position(self) -> int:
+        """How many global batches were delivered: what a checkpoint stores."""
+        return self._position
+
+    @property
+    def num_corrupt(self) -> int:
+        """Distinct unreadable elements that this process met since it started."""
+        return self._guarded.num_corrupt
+
+    def seek(self, position: int) -> None:
+        """Makes the next batch the one at `position`, without reading those before it."""
+        if position < 0:
+            raise ConfigError(f"position is {position}; it counts batches and starts at 0")
+        self.close()
+        self._position = position
+
+    def close(self) -> None:
+        """Stops the reading threads; the next batch, if one is asked for, starts new ones."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        share = self._batch_size // self._process_count
+        if self._iterator is None:
+            start = self._position * self._batch_size + self._process_index
+            self._iterator = _read_ahead(
+                self._elements[start :: self._process_count],
+                self._num_threads,
+                self._prefetch * share,
+            )
+        try:
+            batch = stack([next(self._iterator) for _ in range(share)])
+        except BaseException:
+            # Some of this batch's elements are gone: start over at this position if asked again.
+            self.close()
+            raise
+        self._position += 1
+        return batch
+
+
+def make_stream(
+    source: Source,
+    transforms: Sequence[Transform],
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+    prefetch: int = 2,
+    max_corrupt: float | int = 0.01,
+    fields: Sequence[str] | None = None,
+) -> Stream:
+    """An endless stream of batches for training, deterministic and resumable to the bit.
+
+    Each epoch goes through all elements once, in an order of its own. Epochs follow one another
+    without a gap: a batch may hold the end of one and the start of the next, and none is dropped.
+
+    Args:
+        batch_size: of the whole batch; each process reads its share, elements p, p + count, ...
+        shuffle: without it every epoch has the source's order (random transforms still differ).
+        num_threads: that read and transform; 0 reads in the caller's thread. By default two for
+            each core, 16 at most. Threads, not processes: the work is done in Pillow and NumPy,
+            which let other threads run.
+        prefetch: how many batches to read ahead; 0 reads in the caller's thread.
+        max_corrupt: see `vadapt.data.sources.Guarded`.
+        fields: of the records to keep in batches; by default all numbers and numeric arrays (text
+            and nested fields are left out).
+
+    Raises:
+        ConfigError: the batch cannot be shared among the processes, or a number is out of range.
+        DataError: the source is empty; on reading, images of a batch differ in size or too many
+            are unreadable.
+
+    >>> source = [{"image": np.full((2, 2, 1), i, np.uint8)} for i in range(5)]
+    >>> stream = make_stream(source, [], batch_size=4, seed=0, num_threads=0)
+    >>> first, second = next(stream), next(stream)
+    >>> stream.seek(1)
+    >>> bool((next(stream)["image"] == second["image"]).all()), stream.position
+    (True, 2)
+    """
+    import grain  # 0.7 s to import
+
+    _check_sharing(batch_size, process_index, process_count)
+    if len(source) == 0:
+        raise DataError("the source is empty: no record to train on")
+    guarded = Guarded(source, max_corrupt)
+    # Seeds of their own, given explicitly: grain's would change with the length of the pipeline.
+    shuffle_seed, transform_seed = map(int, np.random.SeedSequence(seed).generate_state(2))
+
+    def transform(record: Record, rng: np.random.Generator) -> Batch:
+        return select_fields(apply_all(transforms, record, rng), fields)
+
+    elements = grain.MapDataset.source(guarded)
+    if shuffle:
+        elements = elements.shuffle(seed=shuffle_seed)
+    # After repeat, and before the processes part: an element's generator is then that of its place
+    # in the endless order, new in every epoch and the same for any number of processes.
+    elements = elements.repeat().random_map(transform, seed=transform_seed)
+    return Stream(
+        elements,
+        guarded,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=_default_threads() if num_threads is None else num_threads,
+        prefetch=prefetch,
+    )
+
+
+def batches(
+    source: Source,
+    transforms: Sequence[Transform],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+    prefetch: int = 2,
+    max_corrupt: float | int = 0.01,
+    fields: Sequence[str] | None = None,
+) -> Iterator[Batch]:
+    """One pass over a source in its own order, for evaluation; the arguments are `make_stream`'s.
+
+    All batches have the same size: the last is filled up with the last element. The field "valid"
+    (bool, [b]) is False for what fills up and for what stands in for an unreadable element, so that
+    metrics weighted by it are exact. Random transforms draw the same in every pass.
+    """
+    import grain
+
+    _check_sharing(batch_size, process_index, process_count)
+    if len(source) == 0:
+        raise DataError("the source is empty: no record to evaluate")
+    guarded = Guarded(source, max_corrupt)
+    length, num_batches = len(source), -(-len(source) // batch_size)
+
+    def read(place: int) -> Batch:
+        index = min(place, length - 1)
+        rng = np.random.default_rng((seed, index))
+        record = select_fields(apply_all(transforms, guarded[index], rng), fields)
+        return record | {"valid": np.asarray(place < length and not guarded.is_corrupt(index))}
+
+    share = batch_size // process_count
+    places = grain.MapDataset.range(process_index, num_batches * batch_size, process_count)
+    threads = _default_threads() if num_threads is None else num_threads
+    iterator = _read_ahead(places.map(read), threads, prefetch * share)
+    try:
+        for _ in range(num_batches):
+            yield stack([next(iterator) for _ in range(share)])
+    finally:
+        iterator.close()
+
+
+def select_fields(record: Record, fields: Sequence[str] | None = None) -> Batch:
+    """The named fields of a record as arrays; by default all that are numeric."""
+    if fields is None:
+        arrays = {
+            name: np.asarray(value) for name, value in record.items() if not isinstance(value, dict)
+        }
+        return {name: array for name, array in arrays.items() if array.dtype.kind in "biufc"}
+    for name in fields:
+        if name not in record:
+            raise DataError(f"records have no field {name!r}; {nearest(name, record)}")
+    return {name: np.asarray(record[name]) for name in fields}
+
+
+def stack(records: Sequence[Batch]) -> Batch:
+    """One batch of several records, each field with a new first axis.
+
+    Raises:
+        DataError: images are not uint8 [h, w, c], or records differ in a field's shape or presence.
+    """
+    names = records[0].keys()
+    for record in records:
+        if record.keys() != names:
+            raise DataError(
+                f"records of one batch have different fields, {sorted(names)} and "
+                f"{sorted(record)}; choose common ones with fields=[...]"
+            )
+    return {name: _stack_field(name, [record[name] for record in records]) for name in names}
+
+
+def _stack_field(name: str, values: list[np.ndarray]) -> np.ndarray:
+    shapes = sorted({value.shape for value in values})
+    if name == "image" and (len(shapes[0]) != 3 or values[0].dtype != np.uint8):
+        raise DataError(
+            f"images must be uint8 [h, w, c], not {values[0].dtype} {list(shapes[0])}; "
+            "the source has to make them so"
+        )
+    if len(shapes) == 1:
+        return np.stack(values)
+    if name != "image":
+        raise DataError(
+            f"field {name!r} differs in shape within a batch, {shapes[0]} and {shapes[-1]}; pad it "
+            "with a transform, or leave it out with fields=[...]"
+        )
+    if len({shape[:2] for shape in shapes}) == 1:
+        raise DataError(
+            f"images of one batch have {shapes[0][2]} and {shapes[-1][2]} channels; add "
+            "Channels(3) or Channels(1) to the transforms"
+        )
+    raise DataError(
+        f"images of one batch differ in size (height, width), {shapes[0][:2]} and "
+        f"{shapes[-1][:2]}; add RandomResizedCrop(size), Resize(size) or ResizeCenterCrop(size) "
+        "to the transforms"
+    )
+
+
+def _read_ahead(elements: Any, num_threads: int, num_elements: int) -> Any:
+    """grain's iterator over elements, read in order by threads."""
+    import grain
+
+    # No more threads than elements to read: grain warns of those that could never work.
+    options = grain.ReadOptions(
+        num_threads=min(num_threads, num_elements), prefetch_buffer_size=num_elements
+    )
+    return iter(elements.to_iter_dataset(options))
+
+
+def _default_threads() -> int:
+    return min(16, 2 * (os.cpu_count() or 1))
+
+
+def _check_sharing(batch_size: int, process_index: int, process_count: int) -> None:
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size {batch_size} cannot be shared by {process_count} processes; it must be a "
+            f"multiple of {process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f"process_index is {process_index}; it must be 0..{process_count - 1}")

@@ -1,0 +1,210 @@
+"""What happens to a record on its way into a batch: crops, flips, sizes, channels.
+
+A transform is a small frozen dataclass, called with a record and a NumPy generator; a pipeline is a
+list of them. The geometric ones act on "image" and do the same to "mask" where a record has one,
+with nearest neighbours; other fields pass unchanged, so boxes or flow would no longer fit.
+Normalisation is no transform: it happens on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from vadapt.data.decode import to_channels
+from vadapt.errors import ConfigError
+
+Record = dict[str, Any]
+Transform = Callable[[Record, np.random.Generator], Record]
+Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
+
+
+def apply_all(transforms: Sequence[Transform], record: Record, rng: np.random.Generator) -> Record:
+    """The record after every transform in turn, all drawing from one generator."""
+    for transform in transforms:
+        record = transform(record, rng)
+    return record
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
+    """Resizes to (height, width) with Pillow's bicubic filter, which widens when it shrinks.
+
+    That is antialiasing, and what torchvision does to the Pillow images that it is given.
+    """
+    if image.shape[:2] == size:
+        return image
+    flat = image[..., 0] if image.shape[-1] == 1 else image
+    resized = Image.fromarray(np.ascontiguousarray(flat)).resize(
+        (size[1], size[0]), Image.Resampling.BICUBIC
+    )
+    return np.asarray(resized).reshape(*size, image.shape[-1])
+
+
+def resize_nearest(
+    mask: Shaped[np.ndarray, "h w *rest"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "{size[0]} {size[1]} *rest"]:
+    """Resizes labels to (height, width): every new cell takes the old one under its centre."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+        for new, old in zip(size, mask.shape, strict=False)
+    )
+    return mask[rows[:, None], columns]
+
+
+def crop_and_resize(record: Record, box: Box, size: tuple[int, int]) -> Record:
+    """Cuts a box from the image, and from the mask if there is one, and resizes what it holds.
+
+    Every rule that draws boxes ends here. The filter sees the box alone, no pixel beyond its edge.
+
+    Args:
+        box: (top, left, height, width) in pixels, inside the image.
+        size: (height, width) of the result.
+    """
+    top, left, height, width = box
+    cut = np.s_[top : top + height, left : left + width]
+    record = record | {"image": resize(record["image"][cut], size)}
+    if "mask" in record:
+        record["mask"] = resize_nearest(record["mask"][cut], size)
+    return record
+
+
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    area: tuple[float | int, float | int] = (0.2, 1.0),
+    aspect: tuple[float | int, float | int] = (3 / 4, 4 / 3),
+    attempts: int = 10,
+) -> Box:
+    """Draws a crop of random area and aspect (top, left, height, width), torchvision's rule.
+
+    Area (as a share of the image's) is uniform, aspect (width over height) log-uniform, and the
+    place uniform among those inside the image. When no attempt fits, it is the largest centred
+    crop whose aspect lies in the range, whatever its area.
+    """
+    log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
+    for _ in range(attempts):
+        cells = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(*log_aspect))
+        crop_width = round(math.sqrt(cells * ratio))
+        crop_height = round(math.sqrt(cells / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_height, crop_width = height, width
+    if width / height < aspect[0]:
+        crop_height = max(1, round(width / aspect[0]))
+    elif width / height > aspect[1]:
+        crop_width = max(1, round(height * aspect[1]))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cuts a random part of the image and resizes it: see `random_resized_crop_box`.
+
+    >>> record = {"image": np.zeros((40, 60, 3), np.uint8)}
+    >>> RandomResizedCrop((16, 16))(record, np.random.default_rng(0))["image"].shape
+    (16, 16, 3)
+    """
+
+    size: tuple[int, int]
+    area: tuple[float | int, float | int] = (0.2, 1.0)
+    aspect: tuple[float | int, float | int] = (3 / 4, 4 / 3)
+    attempts: int = 10
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ConfigError(f"area is {self.area}; it must be (least, most) within 0..1")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ConfigError(f"aspect is {self.aspect}; it must be (least, most), both above 0")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        height, width = record["image"].shape[:2]
+        box = random_resized_crop_box(height, width, rng, self.area, self.aspect, self.attempts)
+        return crop_and_resize(record, box, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirrors left and right, with a probability."""
+
+    probability: float | int = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ConfigError(f"probability is {self.probability}; it must be within 0..1")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        if rng.random() >= self.probability:
+            return record
+        return record | {key: record[key][:, ::-1] for key in ("image", "mask") if key in record}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Resizes the whole image to (height, width), whatever becomes of its aspect."""
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        return crop_and_resize(record, (0, 0, *record["image"].shape[:2]), self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeCenterCrop:
+    """Resizes with the aspect kept until `size` is just covered, then cuts its centre.
+
+    With `fraction` below 1 the centre is that share of the covered part: 0.875 with size (224, 224)
+    is the usual evaluation of ImageNet, resize the shorter side to 256 and cut 224.
+    """
+
+    size: tuple[int, int]
+    fraction: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        old_height, old_width = record["image"].shape[:2]
+        height, width = (round(side / self.fraction) for side in self.size)
+        scale = max(height / old_height, width / old_width)
+        # The longer side is cut to a whole pixel and the offset rounded, as torchvision does.
+        height, width = max(height, int(old_height * scale)), max(width, int(old_width * scale))
+        record = crop_and_resize(record, (0, 0, old_height, old_width), (height, width))
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        return crop_and_resize(record, (top, left, *self.size), self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """Gives the image 1 channel (luma of colour, ITU-R 601) or 3 (grey repeated)."""
+
+    channels: int
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels is {self.channels}; it must be 1 (grey) or 3 (colour)")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        return record | {"image": to_channels(record["image"], self.channels)}
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if min(size) < 1:
+        raise ConfigError(f"size is {size}; it must be (height, width), both at least 1 pixel")

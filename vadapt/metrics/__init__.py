@@ -1,0 +1,1 @@
+"""Metrics: streaming sums that know no model."""

@@ -1,0 +1,64 @@
+"""From a config to a model: backbone, its weights, the method grafted in; they meet here only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+
+from vadapt import adapters
+from vadapt.backbones.vit import VARIANTS, vit
+from vadapt.errors import ConfigError, nearest
+from vadapt.weights.load import Report, load_weights
+
+BACKBONES = {f"vit_{variant}": variant for variant in VARIANTS}
+
+
+def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> nnx.Module:
+    """A backbone by name, with random weights.
+
+    Args:
+        name: "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large" or "vit_huge".
+        rngs: a seed, or flax random streams.
+        options: fields of the backbone's class, such as image_size=(224, 320).
+
+    Raises:
+        ConfigError: no such backbone.
+
+    >>> create("vit_micro", image_size=64).grid
+    (8, 8)
+    """
+    if name not in BACKBONES:
+        raise ConfigError(f"unknown backbone {name!r}; {nearest(name, BACKBONES)}")
+    rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
+    return vit(BACKBONES[name], **options, rngs=rngs)
+
+
+def graft(model: Any, method: Any, *, seed: int = 0) -> Any:
+    """The model with the method of `config.method` in its backbone; "none" changes nothing.
+
+    Fields: `name`, and the options of that method's `apply`.
+    """
+    options = {key: value for key, value in method.items() if key != "name"}
+    if method["name"] == "none":
+        return model
+    rngs = nnx.Rngs(seed)
+    if not hasattr(model, "backbone"):
+        return adapters.apply(model, method["name"], **options, rngs=rngs)
+    model.backbone = adapters.apply(model.backbone, method["name"], **options, rngs=rngs)
+    return model
+
+
+def load(model: nnx.Module, config: Any) -> Report | None:
+    """Loads `config.weights` into a model, in place; an empty name leaves it at random.
+
+    Fields: `weights`, `allow_missing`, `allow_unexpected`; see `load_weights`.
+    """
+    if not config["weights"]:
+        return None
+    return load_weights(
+        model,
+        config["weights"],
+        allow_missing=tuple(config["allow_missing"]),
+        allow_unexpected=tuple(config["allow_unexpected"]),
+    )

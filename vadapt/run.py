@@ -1,0 +1,196 @@
+"""One run from a config: train, judge, and leave in the workdir what people keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vadapt.errors import ConfigError
+from vadapt.tasks import make_task
+from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.loop import Outcome, fit
+from vadapt.weights.adapter_file import save_adapter
+
+# Settings that do not change what is trained: a workdir is gone on with under other ones.
+FREE = (
+    "run.",
+    "eval.",
+    "baselines",
+    "data.path",
+    "parallel.fsdp",
+    "parallel.step.accumulate",
+    "parallel.step.remat",
+)
+_SHOWN = 8  # differences in a message
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    mode: str = "train",
+    devices: Sequence[Any] | None = None,
+) -> dict[str, float]:
+    """Trains (or goes on), evaluates, and writes `result.json`; returns its numbers.
+
+    Args:
+        mode: "train", "resume" (a checkpoint must exist) or "evaluate" (no training: scores the
+            newest checkpoint, also of an unfinished run, writes `evaluation.json` and leaves
+            everything else but the pictures as it is).
+        devices: to train on; by default all.
+
+    Returns:
+        An empty dictionary if a signal stopped the run before its last step.
+
+    Raises:
+        ConfigError: the workdir belongs to other settings, or has no checkpoint to go on from.
+    """
+    workdir = Path(workdir)
+    latest = Checkpoints(workdir / "checkpoints").latest()
+    if mode != "train" and latest is None:
+        raise ConfigError(
+            f"--mode={mode}: no complete checkpoint under {str(workdir)!r}; --mode=train starts one"
+        )
+    evaluating = mode == "evaluate"
+    claim(config, workdir, begun=latest is not None, write=not evaluating)
+    task = make_task(config)
+    outcome = fit(task, config, workdir, stop_at=latest if evaluating else None, devices=devices)
+    if not outcome.finished:
+        return {}
+    _say("scoring the model before and after ...")
+    scores = {"frozen": task.evaluate(outcome.initial)}
+    scores["adapted"] = task.evaluate(outcome.model) if outcome.steps else scores["frozen"]
+    if config.baselines and not evaluating:
+        _say("baseline: the same run, with everything trained")
+        baseline = full_training(config)
+        trained = fit(make_task(baseline), baseline, workdir / "full", devices=devices)
+        if not trained.finished:
+            return {}
+        scores["full"] = task.evaluate(trained.model)
+    result = {
+        "steps": outcome.steps,
+        "trainable_parameters": outcome.trainable_parameters,
+        "images_per_second": round(outcome.images_per_second, 1) or _former_rate(workdir),
+        **{
+            f"{key}/{who}": value for who, values in scores.items() for key, value in values.items()
+        },
+    }
+    if jax.process_index() == 0:
+        if not evaluating:
+            _export(task, config, outcome, workdir / "adapter.safetensors")
+        _write_json(workdir / ("evaluation.json" if evaluating else "result.json"), result)
+    _say(closing_table(scores, result, workdir))
+    return result
+
+
+def full_training(config: ConfigDict) -> ConfigDict:
+    """The same run without a method and with everything trained: what adapters are held against."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.method = ConfigDict({"name": "none"})
+    config.trainable = "everything"
+    config.optimizer.late = ()
+    config.baselines = False
+    return config
+
+
+def claim(config: ConfigDict, workdir: Path, *, begun: bool, write: bool = True) -> None:
+    """Writes `config.json` into a workdir; refuses one that holds a run of other settings.
+
+    Args:
+        begun: there are checkpoints. Without them, and without a result, nothing is lost by new
+            settings, so that whoever mistyped one can start again in the same workdir.
+
+    Raises:
+        ConfigError: names the settings that differ, with both values.
+    """
+    path = workdir / "config.json"
+    wanted = json.loads(json.dumps(config.to_dict()))
+    if path.exists() and (begun or (workdir / "result.json").exists()):
+        there, here = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(wanted)
+        differences = [
+            f"config.{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} now"
+            for key in sorted({*there, *here})
+            if there.get(key, "absent") != here.get(key, "absent") and not key.startswith(FREE)
+        ]
+        if differences:
+            more = len(differences) - _SHOWN
+            raise ConfigError(
+                f"{str(workdir)!r} holds a run of other settings:\n  "
+                + "\n  ".join(differences[:_SHOWN])
+                + (f"\n  and {more} more" if more > 0 else "")
+                + "\nTake another --workdir, or the old settings to go on."
+            )
+    if write and jax.process_index() == 0:
+        _write_json(path, wanted)
+
+
+def closing_table(
+    scores: Mapping[str, Mapping[str, float]], result: Mapping[str, float], workdir: Path
+) -> str:
+    """What the run came to, for people."""
+    names = list(scores)
+    metrics = list(next(iter(scores.values())))
+    lines = []
+    if metrics:
+        width = max(map(len, metrics))
+        lines = ["", f"{'':{width}}" + "".join(f"{name:>10}" for name in names)]
+        for metric in metrics:
+            row = "".join(f"{scores[name][metric]:>10.4f}" for name in names)
+            lines.append(f"{metric:{width}}" + row)
+    rate = result["images_per_second"]
+    lines += [
+        "",
+        f"{result['steps']} steps, "
+        + f"{rate:.0f} images/s, " * bool(rate)
+        + f"{result['trainable_parameters']:,} trained parameters",
+    ]
+    for name, path in (("adapter", "adapter.safetensors"), ("pictures", "pictures")):
+        if (workdir / path).exists():
+            lines.append(f"{name:8}  {workdir / path}")
+    return "\n".join(lines)
+
+
+def _export(task: Any, config: ConfigDict, outcome: Outcome, path: Path) -> None:
+    save_adapter(
+        path,
+        task.export(outcome.model),
+        trainable=config.trainable,
+        method=config.method.to_dict(),
+        backbone=config.model.backbone,
+    )
+
+
+def _former_rate(workdir: Path) -> float:
+    """Images/s of the session that trained, for one that had nothing left to train."""
+    path = workdir / "result.json"
+    if not path.exists():
+        return 0.0
+    return json.loads(path.read_text(encoding="utf-8")).get("images_per_second", 0.0)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in _flat(branch, f"{prefix}{name}.").items()
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""Training: one loop and one step for every task; checkpoints and logs."""

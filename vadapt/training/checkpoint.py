@@ -1,0 +1,290 @@
+"""The checkpoints of a run: written in the background, complete or absent, readable on any mesh."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vadapt.errors import ConfigError, WeightsError, nearest
+from vadapt.training.stored_tree import as_dict, find_damage, one_line, read_tree
+
+# orbax is imported inside the functions: it costs 0.2 s, which `import vadapt` should not pay.
+
+_TREE, _METRICS = "tree", "scores"  # the two items of a step's directory
+logger = logging.getLogger("vadapt.training")
+
+
+class Checkpoints:
+    """Saves and restores a tree of arrays under `directory/<step>`, through orbax.
+
+    A tree is any pytree of jax arrays, NumPy arrays and numbers; optax states too. It is
+    stored as plain nested dicts of strings (`blocks/0/scale`), so a file never depends on a class,
+    and rebuilt in the structure that the reader gives. Typed PRNG keys are refused: store
+    `jax.random.key_data(key)`. With several processes, every one calls every method.
+
+    Args:
+        directory: usually `WORKDIR/checkpoints`; made by the first `save`. `gs://` works.
+        keep_last: how many of the newest stay.
+        keep_best: also keep the one that is best by `best_metric`, wherever it lies.
+        best_metric: a key of the `metrics` that `save` is given; saves without metrics, or where it
+            is not finite, are never the best.
+        best_mode: "min" or "max".
+
+    >>> import tempfile
+    >>> with Checkpoints(tempfile.mkdtemp()) as checkpoints:
+    ...     checkpoints.save(7, {"scale": np.ones(3, np.float32)}, wait=True)
+    ...     checkpoints.latest(), checkpoints.restore({"scale": np.zeros(3, np.float32)})
+    (7, {'scale': array([1., 1., 1.], dtype=float32)})
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 3,
+        keep_best: bool = True,
+        best_metric: str = "loss",
+        best_mode: str = "min",
+    ):
+        if best_mode not in ("min", "max"):
+            raise ConfigError(f"best_mode is {best_mode!r}; allowed: 'min', 'max'")
+        if keep_last < 1:
+            raise ConfigError(f"keep_last is {keep_last}; at least 1, the newest is always kept")
+        name = os.fspath(directory)
+        self.directory = name if "://" in name else os.path.abspath(name)
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.best_metric, self.best_mode = best_metric, best_mode
+        self.restored: int | None = None  # the step that the last `restore` read
+        self._ours: set[int] = set()  # steps that this object wrote or read, so known to be good
+        self._sound: set[int] = set()  # steps whose files `latest` has read through
+        self._saving = -1
+        self._scores: dict[int, float] = {}
+
+    def save(
+        self, step: int, tree: Any, *, metrics: Mapping[str, Any] | None = None, wait: bool = False
+    ) -> None:
+        """Writes `tree` as checkpoint `step`, in the background unless `wait`.
+
+        The arrays are copied before this returns: they may be donated or changed at once. The
+        directory gets its name only when everything is in it. A step that this object has written
+        or restored is not written again, nor are its metrics; a step left by another run is
+        replaced, and later steps, which belong to a continuation that was abandoned, are removed
+        once this one is complete.
+
+        Raises:
+            ConfigError: `metrics` is given without `best_metric`.
+            WeightsError: a leaf that cannot be stored.
+        """
+        import orbax.checkpoint as ocp
+
+        step = int(step)
+        score = self._check_metrics(metrics)
+        if step not in self._ours:
+            stored = as_dict(tree)
+            if step in self._manager.all_steps():
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            items: dict[str, Any] = {_TREE: ocp.args.PyTreeSave(stored)}
+            if metrics:
+                # JSON knows no NaN: what is not finite is stored as null.
+                values = {name: float(value) for name, value in metrics.items()}
+                finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+                items[_METRICS] = ocp.args.JsonSave(finite)
+            self._saving, self._scores[step] = step, score
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._ours.add(step)
+        if wait:
+            self.wait()
+
+    def restore(self, abstract: Any, step: int | None = None) -> Any:
+        """Reads checkpoint `step`, by default the newest that can be read.
+
+        Args:
+            abstract: the tree to fill. `jax.ShapeDtypeStruct`s with a sharding, or jax arrays, give
+                jax arrays so sharded, whatever mesh wrote them; NumPy arrays and structs without a
+                sharding give NumPy arrays; numbers give their own type.
+            step: without it, a newest checkpoint with damaged files is reported as a warning of the
+                logger "vadapt.training" and the one before it is tried. `restored` says which.
+
+        Raises:
+            WeightsError: another structure, shape or dtype than `abstract`; or nothing readable.
+        """
+        self.wait()
+        found = self.steps()
+        candidates = found[::-1] if step is None else [int(step)]
+        if not candidates or candidates[0] not in found:
+            what = "checkpoint" if step is None else f"checkpoint {step}"
+            raise WeightsError(f"no complete {what} in {self.directory}; it has {found}")
+        failures = []
+        for candidate in candidates:
+            tree, failure = self._try(candidate, abstract)
+            if failure is None:
+                self._ours.add(candidate)
+                self.restored = candidate
+                return tree
+            failures.append(f"{candidate}: {failure}")
+            if candidate != candidates[-1]:
+                self._warn(candidate, failure)
+        others = [other for other in found if other not in candidates]
+        hint = f"; restore one of {others} instead" if others else ""
+        raise WeightsError(
+            f"no readable checkpoint in {self.directory}{hint}. " + "; ".join(failures)
+        )
+
+    def steps(self) -> list[int]:
+        """The complete checkpoints on disk, oldest first; half-written ones are not among them."""
+        import orbax.checkpoint as ocp
+
+        # A process killed while it deletes an old step leaves a directory without its table.
+        paths = ocp.utils.checkpoint_steps_paths(self.directory)
+        paths = [path for path in paths if path.name.isdigit()]
+        steps = (int(path.name) for path in paths if (path / _TREE / "_METADATA").exists())
+        return _of_first_process(sorted(steps))
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint, the one that `restore` would read.
+
+        One that is still being written does not count, see `wait`. The files of a step that this
+        object has not written are read through: a damaged one is passed over with a warning, unless
+        all are; then the newest is named, and `restore` says what is wrong.
+        """
+        found = self.steps()
+        for step in reversed(found):
+            failure = None if step in self._ours | self._sound else self._damage(step)
+            if failure is None:
+                self._sound.add(step)
+                return step
+            self._warn(step, failure)
+        return max(found, default=None)
+
+    def best(self) -> int | None:
+        """The complete checkpoint with the best finite `best_metric`, the newer of equal ones."""
+        return self._best_of(self.steps())
+
+    def wait(self) -> None:
+        """Returns when the save in progress is on disk; raises what went wrong with it."""
+        if "_manager" in self.__dict__:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save in progress and ends the background threads; `save` starts anew."""
+        if "_manager" in self.__dict__:
+            self.__dict__.pop("_manager").close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        # orbax's own policies would delete a step saved after going back to an older one.
+        policy: Any = types.SimpleNamespace(should_preserve=self._stays)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,  # what killed runs left half-written
+        )
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def _stays(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which checkpoints stay; orbax asks during a save and deletes after its commit."""
+        past = sorted(info.step for info in checkpoints if info.step <= self._saving)
+        later = sorted(info.step for info in checkpoints if info.step > self._saving)
+        if later:
+            logger.warning(
+                "checkpoints %s are removed: the run went back and saved %s", later, self._saving
+            )
+        keep = {*past[-self.keep_last :], self._best_of(past) if self.keep_best else None}
+        return [info.step in keep for info in checkpoints]
+
+    def _check_metrics(self, metrics: Mapping[str, Any] | None) -> float:
+        if not metrics:
+            return math.nan
+        if self.best_metric in metrics:
+            return float(metrics[self.best_metric])
+        if self.keep_best:
+            raise ConfigError(
+                f"best_metric is {self.best_metric!r}, but the metrics are without it; "
+                f"{nearest(self.best_metric, metrics)}"
+            )
+        return math.nan
+
+    def _score(self, step: int) -> float:
+        if step not in self._scores:
+            from etils import epath
+
+            path = epath.Path(self.directory) / str(step) / _METRICS / "metadata"
+            try:
+                value = json.loads(path.read_text()).get(self.best_metric)
+            except (OSError, ValueError):  # no metrics, or damaged: it competes for nothing
+                value = None
+            self._scores[step] = math.nan if value is None else float(value)
+        return self._scores[step]
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        sign = -1.0 if self.best_mode == "min" else 1.0
+        scored = [(sign * self._score(step), step) for step in steps]
+        return max((pair for pair in scored if math.isfinite(pair[0])), default=(0.0, None))[1]
+
+    def _warn(self, step: int, failure: str) -> None:
+        place = f"checkpoint {step} in {self.directory}"
+        logger.warning("%s is damaged, trying the one before it (%s)", place, failure)
+
+    def _path(self, step: int) -> Any:
+        from etils import epath
+
+        return epath.Path(self.directory) / str(step) / _TREE
+
+    def _damage(self, step: int) -> str | None:
+        return _agree(find_damage(self._path(step)) if jax.process_index() == 0 else None)
+
+    def _try(self, step: int, abstract: Any) -> tuple[Any, str | None]:
+        """The tree of one checkpoint, or in one line why it cannot be read: damage, not misfit."""
+        failure = self._damage(step)
+        if failure is not None:
+            return None, failure
+        tree, misfit = None, None
+        try:
+            tree = read_tree(self._path(step), abstract, f"checkpoint {step}")
+        except WeightsError as error:
+            misfit = error
+        except Exception as error:  # tensorstore and orbax raise many types
+            failure = one_line(error)
+        failure = _agree(failure)
+        if misfit is not None:
+            raise misfit
+        return tree, failure
+
+
+def _agree(failure: str | None) -> str | None:
+    """The same verdict in all processes: one alone may meet the damage, all must then go on."""
+    if jax.process_count() == 1:
+        return failure
+    from jax.experimental import multihost_utils
+
+    failed = np.any(multihost_utils.process_allgather(np.asarray(failure is not None)))
+    return failure or ("another process could not read it" if failed else None)
+
+
+def _of_first_process(steps: list[int]) -> list[int]:
+    """The list that process 0 sees: file systems show new files to others with a delay."""
+    if jax.process_count() == 1:
+        return steps
+    from jax.experimental import multihost_utils
+
+    count = int(multihost_utils.broadcast_one_to_all(np.asarray(len(steps))))
+    padded = np.zeros(count, np.int32)
+    padded[: len(steps)] = steps[:count]
+    return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]

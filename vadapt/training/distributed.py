@@ -1,0 +1,104 @@
+"""Several processes as one run: who they are, and how they find each other."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from vadapt.errors import ConfigError
+
+ADDRESS, COUNT, NUMBER = VARIABLES = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+_GCE = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
+
+
+def start(timeout: int = 300) -> None:
+    """Joins the processes of a run if there are several; call it before jax looks for devices.
+
+    There are several if the three variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say so, in a Slurm step of several tasks, and on a TPU
+    slice of several hosts. On one host without those variables nothing happens. Processes that
+    share a host's GPUs also need JAX_LOCAL_DEVICE_IDS each. On CPU the processes talk through
+    gloo, jax's default there.
+
+    Args:
+        timeout: how many seconds to wait for the others.
+
+    Raises:
+        ConfigError: the variables are incomplete or not numbers, or the others did not come.
+    """
+    named = _named(os.environ)
+    if named is not None:
+        address, count, number = named
+        if count == 1:
+            return
+        who = f"process {number} of {count} at {address}"
+        options = {
+            "coordinator_address": address,
+            "num_processes": count,
+            "process_id": number,
+            "cluster_detection_method": "deactivate",  # it would ask the network who we are
+        }
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ:
+        who, options = f"Slurm task {os.environ.get('SLURM_PROCID')}", {}
+    elif (hosts := tpu_hosts(os.environ)) > 1:
+        who, options = f"this one of {hosts} TPU hosts", {}
+    else:
+        return
+    try:
+        jax.distributed.initialize(**options, initialization_timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # XLA's errors are RuntimeErrors
+        raise ConfigError(
+            f"{who} could not join the run within {timeout} s: start all processes, with one "
+            f"address that each of them can reach ({str(error).splitlines()[0][:200]})"
+        ) from error
+
+
+def tpu_hosts(environment: Mapping[str, str]) -> int:
+    """How many hosts drive the TPU chips of this run; 1 where there is no TPU."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    chips = list(Path("/dev").glob("accel[0-9]*")) + list(Path("/dev/vfio").glob("[0-9]*"))
+    if not chips or (platforms and "tpu" not in platforms.split(",")):
+        return 1
+    # GKE tells the hosts in variables, a plain TPU VM through the metadata server.
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if hosts is None and "TPU_SKIP_MDS_QUERY" not in environment:
+        hosts = _ask_gce("worker-network-endpoints")
+    slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
+    return len((hosts or "").split(",")) * slices
+
+
+def _named(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Address, number of processes and our own number, from jax's variables."""
+    missing = [name for name in VARIABLES if not environment.get(name)]
+    if COUNT in missing and NUMBER in missing:
+        return None  # the address alone only overrides what a cluster says
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} missing; set all of {', '.join(VARIABLES)}, or none"
+        )
+    address, *texts = (environment[name] for name in VARIABLES)
+    if not all(text.isdecimal() for text in texts) or not int(texts[1]) < int(texts[0]):
+        raise ConfigError(
+            f"{COUNT}={texts[0]!r} and {NUMBER}={texts[1]!r}; expected a number of processes, and "
+            "this one's own, from 0 to one less"
+        )
+    if not address.rpartition(":")[2].isdecimal():
+        raise ConfigError(f"{ADDRESS}={address!r}; expected host:port of process 0")
+    return address, int(texts[0]), int(texts[1])
+
+
+def _ask_gce(attribute: str) -> str | None:
+    request = urllib.request.Request(_GCE + attribute, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:  # not on Google's cloud
+        return None

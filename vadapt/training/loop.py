@@ -1,0 +1,299 @@
+"""The one training loop: it knows the partition and what a task offers, no task by name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vadapt.errors import ConfigError, TrainingError
+from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
+from vadapt.training import sharding
+from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.interrupt import StopSignal
+from vadapt.training.logging import RunLog
+from vadapt.training.optim import learning_rate, make_optimizer
+from vadapt.training.step import State, StepOptions, cast, init_state, make_step
+
+
+class Outcome(NamedTuple):
+    """What a run leaves in memory; the models are whole, in float32, on one local device."""
+
+    initial: Any  # the model before its first step
+    model: Any  # the model now (its moving average, if there is one)
+    steps: int  # done so far, over all resumptions
+    images_per_second: float  # of this session, compiling, saving and drawing left out
+    trainable_parameters: int
+    finished: bool  # False: a signal stopped it; the same command goes on
+
+
+class Session(NamedTuple):
+    """What is open while a run goes on."""
+
+    task: Any
+    config: Any
+    mesh: Any
+    stream: Any
+    example: dict[str, np.ndarray]  # the first batch of all
+    checkpoints: Checkpoints
+    log: RunLog
+    stop: StopSignal
+
+
+class Run(NamedTuple):
+    """A model on the mesh, ready to step."""
+
+    graph: Any
+    frozen: Tree
+    initial: Tree  # what trains, before the first step
+    state: State
+    step: Callable[..., Any]  # pure: (frozen, state, batch) to (state, metrics)
+    shardings: Any  # of the state
+
+
+def fit(
+    task: Any,
+    config: Any,
+    workdir: str | Path,
+    *,
+    stop_at: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Outcome:
+    """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
+
+    Args:
+        task: offers build(), stream(), loss(model, batch, key) and pictures(model, batch).
+        stop_at: an earlier step to be content with (to evaluate a run that is not finished).
+        devices: to train on; by default all.
+
+    Raises:
+        TrainingError: the loss or another metric is not finite; names it and the step.
+        ConfigError: the batch does not divide over the devices.
+    """
+    mesh = sharding.make_mesh(config.parallel.fsdp, None if devices is None else list(devices))
+    _check(config, mesh.size)
+    directory = Path(workdir) / "checkpoints"
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(jax.set_mesh(mesh))
+        stop = opened.enter_context(StopSignal())
+        checkpoints = Checkpoints(directory, keep_last=config.run.keep_last)
+        log = RunLog(
+            workdir,
+            total_steps=config.total_steps,
+            images_per_step=config.batch_size,
+            # To evaluate is no reason to drop lines, perhaps of a run that is still going on.
+            start_step=config.total_steps if stop_at is not None else checkpoints.latest() or 0,
+            wandb=config.run.wandb and stop_at is None,
+            config=config.to_dict(),
+            active=jax.process_index() == 0,
+        )
+        opened.enter_context(log)
+        opened.enter_context(checkpoints)
+        log.text(_describe(mesh, config))
+        stream = opened.enter_context(contextlib.closing(task.stream()))
+        first = next(stream)
+        session = Session(task, config, mesh, stream, first, checkpoints, log, stop)
+        last = config.total_steps if stop_at is None else stop_at
+        return _loop(session, _prepare(session), last)
+
+
+def _loop(session: Session, run: Run, last: int) -> Outcome:
+    task, config, mesh, stream, example, checkpoints, log, stop = session
+    state = run.state
+    start = done = int(state["step"])
+    step = _compile(session, run) if start < last else run.step
+    watch = Watch(checkpoints)
+    seconds = 0.0
+
+    def model(trainable: Tree) -> Any:
+        trees = (trainable, run.frozen, state["variables"])
+        return merge(run.graph, *(_whole(tree, mesh) for tree in trees))
+
+    def save() -> None:
+        tree = {"state": state, "position": stream.position}
+        checkpoints.save(done, tree, metrics={"loss": watch.mean_loss()})
+
+    def draw() -> None:
+        pictures = task.pictures(model(state.get("ema", state["trainable"])), example)
+        for name, image in pictures.items():
+            log.image(done, name, image)
+
+    while done < last and not stop.requested(done):
+        began = time.perf_counter()
+        batch = sharding.place_batch(next(stream), mesh)
+        state, metrics = step(run.frozen, state, batch)
+        done += 1
+        watch.add(done, metrics)
+        logs = done % config.run.log_every == 0 or done == last
+        saves = done % config.run.checkpoint_every == 0 and done < last
+        draws = config.eval.every and done % config.eval.every == 0 and done < last
+        values = watch.read() if logs or saves or done == start + 1 else {}
+        seconds += time.perf_counter() - began
+
+        if logs:
+            log.metrics(done, values)
+        if logs or done == start + 1:  # the bar and its clock start with the first step
+            log.progress(done, {"loss": values["loss"]})
+        if saves:
+            save()
+        if draws:
+            draw()
+
+    watch.read()
+    if done > start:
+        save()
+        checkpoints.wait()
+    if done >= last:
+        draw()
+    else:
+        log.text(f"stopped by a signal after step {done}, saved; the same command goes on")
+    return Outcome(
+        initial=model(run.initial),
+        model=model(state.get("ema", state["trainable"])),
+        steps=done,
+        images_per_second=(done - start) * config.batch_size / max(seconds, 1e-9),
+        trainable_parameters=count(run.initial),
+        finished=done >= last,
+    )
+
+
+class Watch:
+    """The metrics of steps, some of which the devices are still at work on."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._pending: list[tuple[int, Any]] = []
+        self._losses: list[float] = []
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of one step, and waits for those of the step before.
+
+        One step ahead of the devices is enough to keep them busy, more only costs memory.
+        """
+        self._pending.append((step, metrics))
+        if len(self._pending) > 1:
+            jax.block_until_ready(self._pending[-2])
+
+    def read(self) -> dict[str, float]:
+        """The newest metrics as numbers, or nothing if there are no new ones.
+
+        Raises:
+            TrainingError: a number, of any step since the last reading, is not finite.
+        """
+        values: dict[str, float] = {}
+        for step, metrics in self._pending:
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise TrainingError(self._advice(step, name, value))
+            self._losses.append(values["loss"])
+        self._pending.clear()
+        return values
+
+    def mean_loss(self) -> float:
+        """Over all steps read since this was last asked."""
+        losses, self._losses = self._losses, []
+        return float(np.mean(losses)) if losses else math.inf
+
+    def _advice(self, step: int, name: str, value: float) -> str:
+        self._checkpoints.wait()
+        good = self._checkpoints.latest()
+        return (
+            f"{name} is {value} at step {step}; the last good checkpoint is "
+            f"{'none' if good is None else f'step {good}'}. Lower config.optimizer.base_lr, set "
+            "config.optimizer.clip_norm, or compute in float32, in a new workdir."
+        )
+
+
+def _prepare(session: Session) -> Run:
+    """Builds the model, places it, and goes to the newest checkpoint if there is one."""
+    task, config, mesh, stream, _, checkpoints, log, _ = session
+    model = task.build()
+    log.text(summary(model, config.trainable, depth=2))
+    parts: Partition = split(model, config.trainable)
+    del model
+    options = StepOptions(**config.parallel.step)
+    schedule = learning_rate(config.optimizer, config.total_steps, config.batch_size)
+    optimizer = make_optimizer(
+        config.optimizer, parts.trainable, schedule, total_steps=config.total_steps
+    )
+    frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
+    frozen = sharding.place(frozen, sharding.tree_sharding(frozen, mesh))
+
+    def begin(trainable: Tree) -> State:
+        return init_state(parts._replace(trainable=trainable), optimizer, options)
+
+    fresh = jax.eval_shape(begin, parts.trainable)
+    shardings = sharding.tree_sharding(fresh, mesh)
+    initial = sharding.place(parts.trainable, shardings["trainable"])
+    newest = checkpoints.latest()
+    if newest is None:
+        # Jitted, so that it is a copy: steps donate the state, and `initial` must outlive them.
+        state = jax.jit(begin, out_shardings=shardings)(initial)
+        stream.seek(0)
+    else:
+        wanted = {"state": sharding.abstract(fresh, shardings), "position": 0}
+        restored = checkpoints.restore(wanted)
+        state, position = restored["state"], restored["position"]
+        stream.seek(position)
+        if checkpoints.restored != newest:  # that one was damaged
+            log.rewind(int(state["step"]))
+        log.text(f"going on from step {int(state['step'])}")
+    step = make_step(parts.graph, task.loss, optimizer, schedule, options, seed=config.seed)
+    return Run(parts.graph, frozen, initial, state, step, shardings)
+
+
+def _compile(session: Session, run: Run) -> Callable[..., Any]:
+    began = time.perf_counter()
+    jitted = jax.jit(
+        run.step,
+        donate_argnums=1,
+        out_shardings=(run.shardings, sharding.replicated(session.mesh)),
+    )
+    batch = sharding.place_batch(session.example, session.mesh)
+    compiled = jitted.lower(run.frozen, run.state, batch).compile()
+    line = f"step compiled in {time.perf_counter() - began:.1f} s"
+    memory = compiled.memory_analysis()
+    if memory:  # not every backend tells
+        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        line += f"; it takes {human_bytes(used)} on each device"
+    session.log.text(line)
+    return compiled
+
+
+def _whole(tree: Tree, mesh: Any) -> Tree:
+    """A tree as each process can use it alone: unsharded, in float32, on one local device."""
+    tree = jax.device_put(cast(tree, jnp.dtype("float32")), sharding.replicated(mesh))
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def _describe(mesh: Any, config: Any) -> str:
+    device = mesh.devices.flat[0]
+    kind = device.device_kind
+    names = [f"{mesh.size} x {kind}" + f" ({device.platform})" * (kind != device.platform)]
+    if jax.process_count() > 1:
+        names.append(f"{jax.process_count()} processes")
+    names.append(f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}")
+    parallel = config.parallel
+    names.append(f"compute {parallel.step.compute_dtype}, frozen {parallel.frozen_dtype}")
+    return "; ".join(names) + ", trained float32"
+
+
+def _check(config: Any, devices: int) -> None:
+    for name in ("log_every", "checkpoint_every"):
+        if config.run[name] < 1:
+            raise ConfigError(f"config.run.{name}={config.run[name]}; it is a number of steps")
+    parts = devices * config.parallel.step.accumulate
+    if config.batch_size < 1 or config.batch_size % parts:
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} does not divide over {devices} devices times "
+            f"{config.parallel.step.accumulate} micro-batches; the next that does is "
+            f"{max(-(-config.batch_size // parts), 1) * parts}"
+        )

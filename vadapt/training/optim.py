@@ -1,0 +1,157 @@
+"""The optimizer: AdamW, warm-up cosine, and per-path rules for decay, rate and late starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from vadapt.errors import ConfigError
+from vadapt.partition import Tree, path_name
+
+Schedule = Callable[[Any], Any]
+
+
+def warmup_cosine(
+    progress: Float[Array, "*n"] | float, *, peak: float, end: float, warmup: float, total: float
+) -> Float[Array, "*n"]:
+    """Learning rate after `progress` of `total`: linear warm-up from 0, then half a cosine.
+
+    All three lengths are in one unit, epochs (fractions count) or steps.
+
+    Source: MAE, arXiv:2111.06377, released code (`adjust_learning_rate`).
+    """
+    progress = jnp.asarray(progress, jnp.float32)
+    rising = peak * progress / max(warmup, 1e-9)
+    # sin^2 of half the angle is (1 + cos) / 2 without its cancellation near the end in float32.
+    left = (total - progress) / max(total - warmup, 1e-9)
+    falling = end + (peak - end) * jnp.square(jnp.sin(0.5 * jnp.pi * left))
+    return jnp.where(progress < warmup, rising, falling)
+
+
+def learning_rate(config: Any, total_steps: int, batch_size: int) -> Schedule:
+    """The run's schedule of the step number, from `config.optimizer`.
+
+    Fields: `base_lr` (for 256 images a batch; the peak is base_lr * batch_size / 256), `end_lr`,
+    `warmup_share` (of all steps, in [0, 1)).
+    """
+    peak = config["base_lr"] * batch_size / 256
+    warmup = config["warmup_share"] * total_steps
+
+    def schedule(step: Any) -> Array:
+        progress = jnp.asarray(step, jnp.float32)
+        return warmup_cosine(
+            progress, peak=peak, end=config["end_lr"], warmup=warmup, total=total_steps
+        )
+
+    return schedule
+
+
+def layer_decay_scales(trainable: Tree, decay: float) -> Tree:
+    """A learning-rate factor for every leaf: decay^(depth - i) for block i of the backbone.
+
+    Patch and position embeddings and the class token count as before block 0 (decay^(depth + 1));
+    what is outside the backbone, and its final norm, keeps 1.
+
+    Source: PAD's released code (`param_groups_lrd`); there embeddings are layer 0, block i is
+    layer i + 1, and the exponent is depth + 1 minus the layer.
+    """
+    paths = [path_name(_keys(path)) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    numbers = [m.group(1) for p in paths if (m := re.match(r"backbone/blocks/(\d+)/", p))]
+    depth = max(map(int, numbers), default=-1) + 1
+
+    def scale(path: Any, _: Any) -> float:
+        name = path_name(_keys(path))
+        block = re.match(r"backbone/blocks/(\d+)/", name)
+        if block:
+            return decay ** (depth - int(block.group(1)))
+        if re.match(r"backbone/(patch_embed|cls_token|pos_embed)", name):
+            return decay ** (depth + 1)
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, trainable)
+
+
+def decays(path: str, leaf: Any) -> bool:
+    """Whether weight decay acts on a leaf: not on vectors (biases, norms, tokens kept as vectors).
+
+    MAE's mask token is stored as a vector here but has three axes in the released code, where it
+    therefore decays; it decays here, too.
+    """
+    return leaf.ndim > 1 or path.endswith("mask_token")
+
+
+def make_optimizer(
+    config: Any,
+    trainable: Tree,
+    schedule: Schedule,
+    *,
+    total_steps: int,
+) -> optax.GradientTransformation:
+    """AdamW over the trainable tree by the rules in `config.optimizer`.
+
+    Fields: `beta1`, `beta2`, `epsilon`, `weight_decay`, `layer_decay` (1 for none), `clip_norm`
+    (0 for none), and `late`: pairs of (path pattern, share of all steps) for leaves that start to
+    train late. Until then such a leaf has no moments, no decay, and its bias-correction counter
+    stands still, as if it were in no optimizer; the learning rate is not restarted.
+
+    Raises:
+        ConfigError: a `late` pattern matches no trainable path.
+    """
+    adamw = optax.chain(
+        optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
+        optax.add_decayed_weights(config["weight_decay"], mask=_decay_mask),
+    )
+    groups: dict[str, optax.GradientTransformation] = {"all": adamw}
+    late: Sequence[tuple[str, float]] = config.get("late", ())
+    for number, (_, share) in enumerate(late):
+        start = round(share * total_steps)
+        groups[f"late{number}"] = optax.conditionally_mask(adamw, _from(start))
+    labels = _labels(trainable, [pattern for pattern, _ in late])
+    parts = [adamw if not late else optax.partition(groups, labels)]
+    if config["clip_norm"]:
+        parts.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
+    if config["layer_decay"] != 1.0:
+        scales = layer_decay_scales(trainable, config["layer_decay"])
+        parts.append(
+            optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
+        )
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts)
+
+
+def _from(start: int) -> Callable[[Any], Any]:
+    return lambda step: step >= start
+
+
+def _decay_mask(tree: Tree) -> Tree:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: decays(path_name(_keys(path)), leaf), tree
+    )
+
+
+def _labels(trainable: Tree, patterns: Sequence[str]) -> Tree:
+    used: set[str] = set()
+
+    def label(path: Any, _: Any) -> str:
+        name = path_name(_keys(path))
+        for number, pattern in enumerate(patterns):
+            if re.fullmatch(pattern, name):
+                used.add(pattern)
+                return f"late{number}"
+        return "all"
+
+    labels = jax.tree_util.tree_map_with_path(label, trainable)
+    unused = [pattern for pattern in patterns if pattern not in used]
+    if unused:
+        raise ConfigError(f"config.optimizer.late: no trainable parameter matches {unused}")
+    return labels
+
+
+def _keys(path: Any) -> tuple[Any, ...]:
+    return tuple(part.key for part in path)

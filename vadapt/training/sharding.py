@@ -1,0 +1,93 @@
+"""Where arrays live: the mesh of a run, and how batches, frozen and trained trees lie on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vadapt.errors import ConfigError
+
+BATCH_AXES = ("data", "fsdp")
+# Smaller leaves are cheaper to repeat on every device than to gather.
+MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
+    """A mesh with axes `data` and `fsdp` over all devices; batches are split over both.
+
+    Args:
+        fsdp: over how many devices the frozen weights and the optimizer state are split; 1 keeps
+            a copy on each, -1 splits over all.
+
+    Raises:
+        ConfigError: the number of devices is not a multiple of `fsdp`.
+    """
+    devices = jax.devices() if devices is None else devices
+    fsdp = len(devices) if fsdp == -1 else fsdp
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ConfigError(
+            f"config.parallel.fsdp={fsdp} does not divide {len(devices)} devices; "
+            "allowed are its divisors, or -1 for all"
+        )
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_sharding(tree: Any, mesh: Mesh) -> Any:
+    """For every leaf, its largest axis that the `fsdp` axis divides; small leaves are replicated.
+
+    With an `fsdp` axis of one this is a whole copy on every device.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def leaf_sharding(leaf: Any) -> NamedSharding:
+        shape = leaf.shape
+        if parts > 1 and np.prod(shape) >= MIN_SHARDED_SIZE:
+            for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
+                if shape[axis] % parts == 0:
+                    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+        return replicated(mesh)
+
+    return jax.tree.map(leaf_sharding, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts a tree that every process holds whole onto the mesh."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A global batch from this process's share of it."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree, without its numbers."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

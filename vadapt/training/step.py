@@ -1,0 +1,151 @@
+"""The train step: one function of (frozen, state, batch), pure, jitted once over the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from vadapt.partition import Partition, Tree, merge
+
+LossFn = Callable[[Any, dict[str, Array], Array], tuple[Array, dict[str, Array]]]
+State = dict[str, Any]  # trainable, optimizer, variables, step, and ema if asked for
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a step computes; none of it is the model's business.
+
+    Args:
+        compute_dtype: of activations and of the weights while they are used; "bfloat16" or
+            "float32". What trains is kept, and updated, in float32.
+        accumulate: micro-batches a step; the gradient is their mean.
+        remat: keep block boundaries only and compute the rest again in the backward pass.
+        ema: decay of an exponential moving average of what trains; 0 for none.
+    """
+
+    compute_dtype: str = "float32"
+    accumulate: int = 1
+    remat: bool = False
+    ema: float = 0.0
+
+
+def init_state(parts: Partition, optimizer: Any, options: StepOptions) -> State:
+    """The state of a run before its first step."""
+    state = {
+        "trainable": parts.trainable,
+        "optimizer": optimizer.init(parts.trainable),
+        "variables": parts.state,
+        "step": jnp.zeros((), jnp.int32),
+    }
+    if options.ema:
+        state["ema"] = jax.tree.map(jnp.copy, parts.trainable)
+    return state
+
+
+def make_step(
+    graph: Any,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    options: StepOptions,
+    *,
+    seed: int,
+) -> Callable[[Tree, State, dict[str, Array]], tuple[State, dict[str, Array]]]:
+    """A pure step: (frozen, state, batch) to (state, metrics).
+
+    Gradients exist for the trainable tree only. The randomness of step i is a function of the
+    seed and i, so that a resumed run draws what an uninterrupted one would have.
+    """
+    dtype = jnp.dtype(options.compute_dtype)
+
+    def loss(trainable: Tree, frozen: Tree, variables: Tree, batch: Any, key: Array) -> Any:
+        model = merge(graph, cast(trainable, dtype), cast(frozen, dtype), variables)
+        value, metrics = loss_fn(model, batch, key)
+        _, _, changed = nnx.split(model, nnx.Param, ...)
+        return value.astype(jnp.float32), (metrics, nnx.to_pure_dict(changed))
+
+    if options.remat:
+        loss = jax.checkpoint(
+            loss, policy=jax.checkpoint_policies.save_only_these_names("block")
+        )
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        (value, (metrics, variables)), grads = _accumulated(
+            gradient, state["trainable"], frozen, state["variables"], batch, key, options.accumulate
+        )
+        # optax multiplies integer counters with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = optimizer.update(
+                grads, state["optimizer"], state["trainable"]
+            )
+        trainable = optax.apply_updates(state["trainable"], updates)
+        metrics = {
+            **metrics,
+            "loss": value,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
+        }
+        new = {
+            "trainable": trainable,
+            "optimizer": optimizer_state,
+            "variables": variables,
+            "step": state["step"] + 1,
+        }
+        if options.ema:
+            new["ema"] = optax.incremental_update(trainable, state["ema"], 1.0 - options.ema)
+        return new, metrics
+
+    return step
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """Floating-point leaves in another dtype."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def _accumulated(
+    gradient: Callable[..., Any],
+    trainable: Tree,
+    frozen: Tree,
+    variables: Tree,
+    batch: dict[str, Array],
+    key: Array,
+    parts: int,
+) -> Any:
+    """Loss, metrics, statistics and gradients of a batch, in `parts` micro-batches."""
+    if parts == 1:
+        return gradient(trainable, frozen, variables, batch, key)
+
+    # Every `parts`-th image goes into one micro-batch, so that each is spread over all devices.
+    micro = {
+        name: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        for name, x in batch.items()
+    }
+
+    def one(carry: Any, item: Any) -> Any:
+        variables, sums = carry
+        number, images = item
+        result = gradient(trainable, frozen, variables, images, jax.random.fold_in(key, number))
+        (value, (metrics, variables)), grads = result
+        return (variables, jax.tree.map(jnp.add, sums, ((value, metrics), grads))), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes = jax.eval_shape(gradient, trainable, frozen, variables, first, key)
+    (value, (metrics, _)), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    numbers = jnp.arange(parts)
+    (variables, sums), _ = jax.lax.scan(
+        one, (variables, ((value, metrics), grads)), (numbers, micro)
+    )
+    (value, metrics), grads = jax.tree.map(lambda x: x / parts, sums)
+    return (value, (metrics, variables)), grads

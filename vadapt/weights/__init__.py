@@ -1,0 +1,1 @@
+"""Weights: import from official files, export of what was trained."""

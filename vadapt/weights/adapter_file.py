@@ -1,0 +1,67 @@
+"""The adapter file: what was trained, and nothing else, with a header that says on what base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from vadapt import __version__
+from vadapt.errors import WeightsError
+from vadapt.partition import DEFAULT, Trainable, Tree, flatten, split
+from vadapt.weights.files import read_arrays, read_header, write_arrays
+from vadapt.weights.load import assign
+
+
+def fingerprint(frozen: Tree) -> str:
+    """A hash of frozen weights, in float32, that does not depend on their order."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(frozen).items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf, dtype=np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_adapter(
+    path: str | Path, model: nnx.Module, *, trainable: Trainable = DEFAULT, **header: Any
+) -> None:
+    """Writes the trainable part of a model (usually a backbone) as `.safetensors`.
+
+    Args:
+        header: what else the file should say of itself, such as the method's options; any JSON.
+    """
+    parts = split(model, trainable)
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(parts.trainable).items()}
+    text = {name: json.dumps(value) for name, value in header.items()}
+    write_arrays(
+        path, arrays, {"vadapt": __version__, "base": fingerprint(parts.frozen), **text}
+    )
+
+
+def load_adapter(model: nnx.Module, path: str | Path, *, trainable: Trainable = DEFAULT) -> None:
+    """Loads an adapter file into a model that has the same method grafted, in place.
+
+    Raises:
+        WeightsError: it was trained on another base (names both hashes), or its leaves differ.
+    """
+    arrays, header = read_arrays(path), read_header(path)
+    parts = split(model, trainable)
+    base = fingerprint(parts.frozen)
+    if header.get("base") != base:
+        raise WeightsError(
+            f"{str(path)!r} was trained on base weights {header.get('base')}, this model's are "
+            f"{base}; load the same pretrained weights first"
+        )
+    wanted = {name: leaf.shape for name, leaf in flatten(parts.trainable).items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if wanted != found:
+        names = sorted(set(wanted.items()) ^ set(found.items()))
+        raise WeightsError(
+            f"{str(path)!r} and the model's trainable leaves differ in {len(names)} places: "
+            f"{names[:4]}; graft the method with the options of the file's header: {header}"
+        )
+    assign(model, arrays)

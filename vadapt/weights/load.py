@@ -1,0 +1,218 @@
+"""Loading weights into a model: all or nothing, with one report of what happened."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vadapt.backbones.positions import resize_table
+from vadapt.errors import WeightsError
+from vadapt.partition import Constant, Tree, flatten, variables
+from vadapt.weights.files import read_arrays
+from vadapt.weights.mae import MAE
+from vadapt.weights.tables import Table, convert
+
+FAMILIES: tuple[Table, ...] = (MAE,)
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+@dataclass
+class Report:
+    """What a load did, by vadapt's path (or the file's name, for what found no place)."""
+
+    family: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # in the model, not in the file
+    unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+    resized: list[str] = field(default_factory=list)  # position tables
+    cast: list[str] = field(default_factory=list)  # other dtype in the file
+    mismatched: list[str] = field(default_factory=list)  # other shape, not resizable
+
+    def __str__(self) -> str:
+        lines = [f"{self.family} weights: {len(self.loaded)} loaded"]
+        for name in ("missing", "unexpected", "resized", "cast", "mismatched"):
+            items = getattr(self, name)
+            if items:
+                more = f", ... {len(items) - 4} more" if len(items) > 4 else ""
+                lines.append(f"{len(items)} {name} ({', '.join(items[:4])}{more})")
+        return "; ".join(lines)
+
+
+def load_weights(
+    model: nnx.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> Report:
+    """Loads pretrained weights into a model, in place; either everything fits or nothing changes.
+
+    Args:
+        source: a `.safetensors`, `.npz` or `.pth` file (the last needs torch), the name of a
+            shipped asset ("vit_micro_scenes"), or arrays by name. Names may be vadapt's paths or
+            those of the official MAE and PAD checkpoints.
+        allow_missing: patterns of the model's paths that the file may lack and that then keep
+            their values, such as "decoder/.*" for a file with the encoder alone.
+        allow_unexpected: patterns of the file's names that the model has no place for.
+
+    Returns:
+        The report; print it.
+
+    Raises:
+        WeightsError: anything missing, unexpected or of another shape, all in one message.
+
+    >>> from vadapt.backbones.vit import vit
+    >>> model = vit("micro", image_size=64, positions="sincos", rngs=nnx.Rngs(0))
+    >>> report = load_weights(model, "vit_micro_scenes", allow_unexpected=["decoder/.*"])
+    >>> len(report.loaded), report.missing
+    (77, [])
+    """
+    arrays, title = _arrays_of(source)
+    values, report = match_weights(
+        model,
+        arrays,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+        title=title,
+    )
+    assign(model, values)
+    return report
+
+
+def match_weights(
+    model: nnx.Module,
+    arrays: Mapping[str, Any],
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    title: str = "the given dictionary",
+) -> tuple[dict[str, jax.Array], Report]:
+    """What `load_weights` would set, by the model's paths, without setting it.
+
+    Works on tracers, so that a gradient can be taken with respect to a file's own arrays.
+    """
+    places = variables(model)
+    family, converted, unknown = _translate(arrays, model)
+    report = Report(family)
+    values: dict[str, jax.Array] = {}
+    for path, array in converted.items():
+        if path in places:
+            values[path] = _fit(path, array, model, places[path], report)
+        else:
+            unknown.append(path)
+    report.loaded = list(values)
+    report.unexpected = _not_matching(unknown, allow_unexpected)
+    # Constants are right by construction, so that a file may leave them out.
+    lacking = [p for p, v in places.items() if p not in values and not isinstance(v, Constant)]
+    report.missing = _not_matching(lacking, allow_missing)
+    if report.missing or report.unexpected or report.mismatched:
+        raise WeightsError(
+            f"{title} does not fit {type(model).__name__}; nothing was loaded. {report}. "
+            "Name what may differ in allow_missing or allow_unexpected."
+        )
+    report.missing, report.unexpected = lacking, unknown
+    return values, report
+
+
+def assign(model: nnx.Module, values: Mapping[str, Any]) -> None:
+    """Sets variables by path name, in place; shapes must agree."""
+    places = variables_in_place(model)
+    for path, value in values.items():
+        places[path][...] = value
+
+
+def with_arrays(model: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of the model with other values by path name; works on tracers, so it differentiates."""
+    graph, state = nnx.split(model)
+    tree = nnx.to_pure_dict(state)
+
+    def replace(tree: Tree, prefix: str) -> Tree:
+        return {
+            key: replace(value, f"{prefix}{key}/")
+            if isinstance(value, Mapping)
+            else values.get(f"{prefix}{key}", value)
+            for key, value in tree.items()
+        }
+
+    unknown = set(values) - set(flatten(tree))
+    if unknown:
+        raise WeightsError(f"the model has no {sorted(unknown)}")
+    return nnx.merge(graph, replace(tree, ""))
+
+
+def variables_in_place(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """The model's own variables by path name: writing to one changes the model."""
+    return {
+        "/".join(map(str, path)): node
+        for path, node in nnx.iter_graph(model)
+        if isinstance(node, nnx.Variable)
+    }
+
+
+def _arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    if isinstance(source, Mapping):
+        return dict(source), "the given dictionary"
+    asset = ASSETS / f"{source}.safetensors"
+    if asset.is_file():
+        return dict(read_arrays(asset)), f"asset {str(source)!r}"
+    if Path(source).suffix == "":
+        known = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
+        raise WeightsError(f"{str(source)!r} is neither a weight file nor a shipped asset {known}")
+    return dict(read_arrays(source)), repr(str(source))
+
+
+def _translate(
+    arrays: Mapping[str, Any], model: nnx.Module
+) -> tuple[str, dict[str, Any], list[str]]:
+    backbone = "backbone/" if hasattr(model, "backbone") else ""
+    known = {table.family: sum(map(table.knows, arrays)) for table in FAMILIES}
+    family = max(known, key=lambda name: known[name])
+    if not known[family]:
+        # vadapt's own names: of the whole model, or of its backbone alone.
+        places = variables(model)
+        direct = {
+            name if name in places or backbone + name not in places else backbone + name: array
+            for name, array in arrays.items()
+        }
+        return "vadapt", direct, []
+    table = next(table for table in FAMILIES if table.family == family)
+    return family, *convert(arrays, table, backbone=backbone)
+
+
+def _fit(
+    path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: Report
+) -> jax.Array:
+    value, wanted = jnp.asarray(array), place[...]
+    if path.endswith("pos_embed") and value.shape != wanted.shape and value.ndim == 2:
+        value = _fit_positions(path, value, model, report)
+    if value.shape != wanted.shape:
+        report.mismatched.append(f"{path}: file {np.shape(array)}, model {wanted.shape}")
+        return wanted
+    if value.dtype != wanted.dtype:
+        report.cast.append(f"{path}: {value.dtype} to {wanted.dtype}")
+    return value.astype(wanted.dtype)
+
+
+def _fit_positions(path: str, table: jax.Array, model: nnx.Module, report: Report) -> jax.Array:
+    owner: Any = model
+    for part in path.split("/")[:-1]:
+        owner = getattr(owner, part)
+    extra = getattr(owner, "num_extra", 1)
+    side = math.isqrt(table.shape[0] - extra)
+    if side * side + extra != table.shape[0]:
+        return table  # not a square grid: reported as a mismatch
+    report.resized.append(f"{path}: {side}x{side} to {owner.grid[0]}x{owner.grid[1]}")
+    return resize_table(table, (side, side), owner.grid, num_extra=extra)
+
+
+def _not_matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(re.fullmatch(p, name) for p in patterns)]
