@@ -25,7 +25,7 @@ EXTRAS["test"] = [
 setup(
     name="vadapt",
     version="0.1.0",
-    description="Adapt a frozen vision transformer to a new domain by training about 1% of it, in JAX.",
+    description="Adapt a frozen vision transformer by training about 1% of it, in JAX.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

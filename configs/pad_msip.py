@@ -126,9 +126,11 @@ def scenes(config: ConfigDict) -> None:
     config.data.image_size = (64, 64)
     config.data.crop_area = (0.5, 1.0)
     config.model.backbone, config.model.weights = "vit_micro", "vit_micro_scenes"
-    config.method.hidden = 32
-    config.task.decoder_width, config.task.decoder_depth, config.task.decoder_heads = 64, 2, 4
-    config.optimizer.base_lr = 4e-3
+    config.method.hidden = 64
+    config.data.mean, config.data.std = 0.452, 0.173  # of the thermal scenes
+    config.task.decoder_width, config.task.decoder_depth, config.task.decoder_heads = 64, 2, 2
+    config.optimizer.base_lr = 8e-3
+    config.optimizer.late = ()  # too few steps to wait for the gates
     config.optimizer.warmup_share = 0.1
     config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
     config.eval.every = 300

@@ -12,10 +12,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-import tests.typechecker  # the hook finds it by name
+from tests import typechecker
 
 # Shapes in signatures are checked while testing only; users never pay for it.
-install_import_hook(["vadapt"], "tests.typechecker.check")
+install_import_hook(["vadapt"], f"{typechecker.__name__}.check")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -54,9 +54,9 @@ def imports(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         for name in names:
             parts = name.split(".")
-            if parts[0] == "vadapt" and len(parts) > 1 and (PACKAGE / parts[1]).exists():
-                rooms.add(parts[1])
-            elif parts[0] == "vadapt" and len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists():
+            if parts[0] != "vadapt" or len(parts) == 1:
+                continue
+            if (PACKAGE / parts[1]).exists() or (PACKAGE / f"{parts[1]}.py").exists():
                 rooms.add(parts[1])
     return rooms
 

@@ -44,7 +44,9 @@ def test_default_trains_adapters_and_head_only(model):
     parts = split(model)
     names = set(flatten(parts.trainable))
     assert names == {
-        name for name in variables(model) if "/adapter/" in name or "/gate/" in name or "head" in name
+        name
+        for name in variables(model)
+        if "/adapter/" in name or "/gate/" in name or "head" in name
     }
     assert count(parts.trainable) + count(parts.frozen) == count(
         jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))

@@ -1,4 +1,4 @@
-"""The type checker that tests put on every function of vadapt: beartype, with int taken as float."""
+"""The type checker that tests put on all of vadapt: beartype, with int taken as float."""
 
 from beartype import BeartypeConf, beartype
 

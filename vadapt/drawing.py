@@ -174,7 +174,7 @@ def _fit(image: UInt8[np.ndarray, "h w 3"], cell: int) -> UInt8[np.ndarray, "h2 
 
 def _legend_places(
     legend: Sequence[tuple[str, Sequence[int]]],
-    font: ImageFont.FreeTypeFont,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     text: int,
     left: int,
     right: int,

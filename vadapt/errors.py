@@ -1,4 +1,4 @@
-"""The errors vadapt raises on purpose: each names the thing, what was allowed, and the next move."""
+"""Errors that vadapt raises on purpose: they name the thing, what was allowed, the next move."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrainingError(VadaptError, RuntimeError):
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> str:
-    """The end of an error message: the allowed names most like `name`, or all of them if none is."""
+    """The end of an error message: the allowed names most like `name`, or all if none is."""
     names = [str(item) for item in allowed]
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.4)
     if close:

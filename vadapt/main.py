@@ -20,8 +20,9 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -49,10 +50,13 @@ def main(argv: list[str]) -> None:
     try:
         distributed.start()
         run.run(CONFIG.value, Path(WORKDIR.value), mode=MODE.value)
-    except VadaptError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, VadaptError):
+            _print_error(error)
+        elif not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
+        distributed.leave_at_once()
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -70,16 +74,18 @@ def parse(argv: list[str]) -> list[str]:
         if len(rest) > 1:
             raise ConfigError(f"unexpected arguments {rest[1:]}; settings are --config.name=value")
         _check_lengths(_leaves(CONFIG.value), defaults)
+        return rest
     except VadaptError as error:
-        _fail(error)
+        wrong = error
     except flags.Error as error:
         setting = re.match(r"flag --(?:no)?config\.([^=]+)=", str(error))
         default = defaults.get(setting[1]) if setting else None
         hint = (
             "" if default is None else f"; expected {type(default).__name__}, such as {default!r}"
         )
-        _fail(ConfigError(f"{error}{hint}"))
-    return rest
+        wrong = ConfigError(f"{error}{hint}")
+    _print_error(wrong)
+    sys.exit(1)
 
 
 def load_config(name: str) -> ConfigDict:
@@ -142,10 +148,9 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _fail(error: VadaptError) -> NoReturn:
+def _print_error(error: VadaptError) -> None:
     sys.stdout.flush()
     print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from vadapt.weights.load import Report, load_weights
 BACKBONES = {f"vit_{variant}": variant for variant in VARIANTS}
 
 
-def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> nnx.Module:
+def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> Any:
     """A backbone by name, with random weights.
 
     Args:

@@ -119,8 +119,8 @@ def test_schedules_span_the_depth():
 def test_what_cannot_be_grafted_is_refused_with_the_reason(plain):
     with pytest.raises(ConfigError, match="Linear has none"):
         adapters.apply(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "patchwise_scale")
+    grafted = adapters.apply(plain, "patchwise_scale")
     with pytest.raises(ConfigError, match="already"):
-        grafted = adapters.apply(plain, "patchwise_scale")
         adapters.apply(grafted, "patchwise_scale")
     with pytest.raises(ConfigError, match="nearest: 'concat'"):
         adapters.apply(plain, "patchwise_scale", fusion="conkat")

@@ -67,9 +67,7 @@ def scale_options(config: dict[str, Any]) -> dict[str, Any]:
         "hidden": config.get("hidden", config.get("down_size", 64)),
         "scale": scale,
         "fusion": config.get("fusion_method", "concat"),
-        "norm": config.get(
-            "adapter_layernorm_option", config.get("layernorm_option", "in")
-        ),
+        "norm": config.get("adapter_layernorm_option", config.get("layernorm_option", "in")),
         "schedule": "constant"
         if scale in ("patchwise", "learnable")
         else SCHEDULES[config.get("layerdecay_scale", 0)],

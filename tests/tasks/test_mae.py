@@ -64,7 +64,9 @@ def test_pad_updates_the_published_number_of_parameters():
 
 
 def test_same_key_same_loss_other_key_other_masks(task, model):
-    batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 255, (4, 32, 32, 1)), jnp.uint8)}
+    batch = {
+        "image": jnp.asarray(np.random.default_rng(0).integers(0, 255, (4, 32, 32, 1)), jnp.uint8)
+    }
     graph, state = nnx.split(model)
     loss = jax.jit(lambda key: task.loss(nnx.merge(graph, state), batch, key)[0])
     first = loss(jax.random.key(0))

@@ -100,15 +100,20 @@ def test_training_leaves_the_frozen_and_the_initial_weights_alone(uninterrupted)
     assert np.abs(outcome.model.head.kernel[...] - fresh.head.kernel[...]).max() > 0
 
 
-@pytest.mark.parametrize("step", [1, 6])
-def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(uninterrupted, tmp_path, capsys, step):
+@pytest.mark.parametrize(
+    ("batch", "step", "said"),
+    [(1, 0, "before step 1"), (6, 6, "after step 6, saved")],  # the first is read to compile
+)
+def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
+    uninterrupted, tmp_path, capsys, batch, step, said
+):
     before = signal.getsignal(signal.SIGTERM)
     config = toy_config()
-    config.task.stop_at = step
+    config.task.stop_at = batch
     stopped = fit(config, tmp_path)
     assert not stopped.finished
     assert stopped.steps == step
-    assert f"after step {step}, saved; the same command goes on" in capsys.readouterr().out
+    assert f"stopped by a signal {said}; the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is before
     assert fit(toy_config(), tmp_path).finished
     assert_same_run(tmp_path, uninterrupted[0])

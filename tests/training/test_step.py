@@ -52,8 +52,9 @@ def batch():
     }
 
 
-def train(options=StepOptions(), steps=3, seed=0):
+def train(options=None, steps=3, seed=0):
     """The state and the last metrics after some steps of SGD."""
+    options = options or StepOptions()
     parts, optimizer = small(), optax.sgd(0.1)
     step = jax.jit(make_step(parts.graph, loss_fn, optimizer, lambda _: 0.1, options, seed=seed))
     state = init_state(parts, optimizer, options)

@@ -99,17 +99,13 @@ class Disturbed:
         return batch
 
 
-def main(workdir, total_steps, pause):
+def main(workdir, total_steps, pause, noise="0.1"):
     """A run of its own process, to be stopped or killed; saves every five steps."""
     distributed.start(timeout=60)
     config = toy_config(total_steps=int(total_steps), run={"log_every": 1, "checkpoint_every": 5})
-    config.task.pause = float(pause)
-    loop.fit(
-        ToyTask(config),
-        config,
-        workdir,
-        devices=None if jax.process_count() > 1 else [jax.devices()[0]],
-    )
+    config.task.pause, config.task.noise = float(pause), float(noise)
+    alone = jax.process_count() == 1
+    loop.fit(ToyTask(config), config, workdir, devices=jax.devices()[:1] if alone else None)
 
 
 if __name__ == "__main__":

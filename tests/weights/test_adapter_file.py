@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
 from vadapt.partition import flatten, split
-from vadapt.weights.adapter_file import load_adapter, save_adapter
+from vadapt.weights.adapter_file import fingerprint, load_adapter, save_adapter
 from vadapt.weights.files import read_arrays, read_header
 
 
@@ -31,8 +32,16 @@ def test_round_trip_restores_the_trained_model_and_nothing_else_is_in_the_file(t
         vit("micro", depth=2, image_size=16, rngs=nnx.Rngs(0)), "patchwise_scale", hidden=4
     )
     load_adapter(fresh, path)
-    np.testing.assert_array_equal(fresh.features(jnp.ones((1, 16, 16, 3))),
-                                  model.features(jnp.ones((1, 16, 16, 3))))
+    np.testing.assert_array_equal(
+        fresh.features(jnp.ones((1, 16, 16, 3))), model.features(jnp.ones((1, 16, 16, 3)))
+    )
+
+
+def test_bases_in_bfloat16_and_float32_are_the_same_base():
+    frozen = split(grafted()).frozen
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
+    changed = jax.tree.map(lambda leaf: leaf * 1.1, frozen)
+    assert fingerprint(frozen) == fingerprint(half) != fingerprint(changed)
 
 
 def test_another_base_is_refused_with_both_hashes(tmp_path):

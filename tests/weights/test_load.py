@@ -88,7 +88,7 @@ def test_official_checkpoints_load_completely(tmp_path, grafted, suffix):
     model = autoencoder(grafted=grafted)
     report = load_weights(model, path)
     assert len(report.loaded) == len(arrays) == len(variables(model))
-    assert not (report.missing or report.unexpected or report.resized or report.cast)
+    assert report.missing + report.unexpected + report.resized + report.cast == []
     inner = model.backbone.blocks[1].mlp.inner
     np.testing.assert_array_equal(inner.fc1.kernel[...], arrays["blocks.1.mlp.fc1.weight"].T)
     patch = model.backbone.patch_embed.proj.kernel[...]
@@ -122,7 +122,8 @@ def test_a_checkpoint_of_the_encoder_alone_is_loaded_when_allowed():
     with pytest.raises(WeightsError, match="missing"):
         load_weights(model, arrays)
     report = load_weights(model, arrays, allow_missing=["decoder/.*"])
-    assert report.missing and all(name.startswith("decoder/") for name in report.missing)
+    assert report.missing
+    assert all(name.startswith("decoder/") for name in report.missing)
 
 
 def test_a_backbone_takes_its_part_of_a_whole_checkpoint_when_allowed():
@@ -172,6 +173,18 @@ def test_vadapts_own_names_load_too():
     own = {name: np.asarray(value[...]) for name, value in variables(source).items()}
     assert load_weights(target, own).family == "vadapt"
     assert jnp.array_equal(target.decoder.pred.kernel[...], source.decoder.pred.kernel[...])
+
+
+def test_vadapts_names_load_between_a_whole_model_and_its_backbone():
+    whole = autoencoder()
+    load_weights(whole, official())
+    own = {name: np.asarray(value[...]) for name, value in variables(whole).items()}
+    rngs = nnx.Rngs(5)
+    backbone = vit("micro", depth=DEPTH, image_size=SIDE * PATCH, positions="sincos", rngs=rngs)
+    load_weights(backbone, own, allow_unexpected=["decoder/.*"])
+    np.testing.assert_array_equal(backbone.norm.bias[...], whole.backbone.norm.bias[...])
+    alone = {name: np.asarray(value[...]) for name, value in variables(backbone).items()}
+    assert not load_weights(autoencoder(), alone, allow_missing=["decoder/.*"]).unexpected
 
 
 def test_sources_that_do_not_exist_say_what_does(tmp_path):

@@ -6,6 +6,8 @@ AdaptFormer's, arXiv:2205.13535.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -40,7 +42,7 @@ class Bottleneck(nnx.Module):
             return jax.random.uniform(key, shape, dtype, -limit, limit)
 
         self.dropout = dropout
-        self.normalise = norm == "in"
+        self.unused_norm = norm == "out"
         # 1e-5 here and 1e-6 in the trunk, as in the released code.
         self.norm = None if norm == "none" else LayerNorm(width, epsilon=1e-5)
         self.down = nnx.Linear(width, hidden, kernel_init=down_init, rngs=rngs)
@@ -48,7 +50,7 @@ class Bottleneck(nnx.Module):
         mark(self, Adapter)
 
     def __call__(self, x: Float[Array, "*b d"], key: OptionalKey = None) -> Float[Array, "*b d"]:
-        hidden = self.norm(x) if self.normalise else x
+        hidden = x if self.norm is None or self.unused_norm else self.norm(x)
         hidden = jax.nn.relu(self.down(hidden))
         return self.up(dropout(hidden, self.dropout, key))
 
@@ -125,7 +127,7 @@ class PatchwiseScaleBranch(Branch):
 
 
 def apply(
-    model: nnx.Module,
+    model: Any,
     *,
     hidden: int = 64,
     scale: str | float = "patchwise",
@@ -134,7 +136,7 @@ def apply(
     dropout: float = 0.1,
     schedule: str = "constant",
     rngs: nnx.Rngs | None = None,
-) -> nnx.Module:
+) -> Any:
     """Grafts a patchwise-scale adapter beside the MLP of every block; the given model stays as is.
 
     The new model computes what the old one did, bit for bit, until its adapters are trained.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 OptionalKey = Key[Array, ""] | None
 
+
 def gelu_exact(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """GELU by the error function; the tanh form differs by up to 5e-4."""
     return jax.nn.gelu(x, approximate=False)
@@ -70,7 +71,7 @@ def dropout(x: Float[Array, "*n"], rate: float, key: OptionalKey) -> Float[Array
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def drop_path(x: Float[Array, "b *n"], rate: float, key: OptionalKey) -> Float[Array, "b *n"]:
+def drop_path(x: Float[Array, " b *n"], rate: float, key: OptionalKey) -> Float[Array, " b *n"]:
     """Drops a whole residual term per sample (stochastic depth); no key, no drop."""
     if key is None or rate == 0.0:
         return x

@@ -152,8 +152,9 @@ class ViT(nnx.Module):
     ) -> Float[Array, "b n d"]:
         """Class token and patch tokens with positions; see `__call__`."""
         grid = self.patch_embed(images)
+        height, width = grid.shape[1:3]
         table = resize_table(
-            self.pos_embed[...], self.grid, grid.shape[1:3], num_extra=self.num_extra
+            self.pos_embed[...], self.grid, (height, width), num_extra=self.num_extra
         ).astype(grid.dtype)
         tokens = rearrange(grid, "b h w d -> b (h w) d")
         tokens = tokens + table[None, self.num_extra :]

@@ -39,7 +39,7 @@ def _category_limits(long_tail: float) -> Float64[np.ndarray, " k"]:
     """Cumulative weights of the categories; exp(long_tail) from commonest to rarest."""
     ranks = np.array([RARITY.index(name) for name in CATEGORIES])
     # Small things hide behind large ones: drawn so, categories are seen about equally often.
-    share = [1.0 if c in VEHICLES else 1.7 if c in PERSONS else 1.35 for c in CATEGORIES]
+    share = np.array([1.0 if c in VEHICLES else 1.7 if c in PERSONS else 1.35 for c in CATEGORIES])
     weights = share * np.exp(-long_tail * ranks / (len(CATEGORIES) - 1))
     return np.cumsum(weights / weights.sum())
 

@@ -17,9 +17,17 @@ NUM_CORNERS = 8  # faces of fewer corners repeat their last one
 
 POLYGON, ROUND, LEAFY = 0, 1, 2  # ROUND and LEAFY fill the ellipse inside a face-on rectangle
 
-VEHICLES = ("car", "taxi", "police car", "van", "pickup", "truck", "bus")
-PERSONS = ("walker", "child", "worker", "jogger", "umbrella", "cyclist")
-SIGNS = ("stop", "yield", "speed limit", "parking", "warning", "no entry", "traffic light")
+VEHICLES: tuple[str, ...] = ("car", "taxi", "police car", "van", "pickup", "truck", "bus")
+PERSONS: tuple[str, ...] = ("walker", "child", "worker", "jogger", "umbrella", "cyclist")
+SIGNS: tuple[str, ...] = (
+    "stop",
+    "yield",
+    "speed limit",
+    "parking",
+    "warning",
+    "no entry",
+    "traffic light",
+)
 VEHICLE_LENGTHS = dict(zip(VEHICLES, (4.2, 4.2, 4.2, 4.8, 4.8, 6.6, 8.6), strict=True))
 
 # Slots of vehicles, persons, signs, trees and buildings: rows of their tables of looks.

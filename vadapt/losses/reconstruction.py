@@ -17,10 +17,10 @@ def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "
     """
     height, width = images.shape[1:3]
     if height % patch_size or width % patch_size:
-        raise ShapeError(f"image is {height}x{width}, not a multiple of the patch size {patch_size}")
-    return rearrange(
-        images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch_size, q=patch_size
-    )
+        raise ShapeError(
+            f"image is {height}x{width}, not a multiple of the patch size {patch_size}"
+        )
+    return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
 def unpatchify(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from vadapt.metrics.segmentation import confusion_matrix, iou_per_class, mean_io
 def patch_labels(
     mask: Int[np.ndarray, "b h w"], patch_size: int, num_classes: int
 ) -> Int[np.ndarray, "b gh gw"]:
-    """The most frequent class of every patch; ties go to the lower id; ignored pixels don't vote."""
+    """The most frequent class of every patch; of equals the lower id; ignored pixels don't vote."""
     b, h, w = mask.shape
     p = patch_size
     patches = mask.reshape(b, h // p, p, w // p, p).swapaxes(2, 3).reshape(b, h // p, w // p, p * p)
@@ -26,9 +27,9 @@ def patch_labels(
 
 def linear_probe(
     train_features: Float[np.ndarray, "n d"],
-    train_labels: Int[np.ndarray, "n"],
+    train_labels: Int[np.ndarray, " n"],
     test_features: Float[np.ndarray, "m d"],
-    test_labels: Int[np.ndarray, "m"],
+    test_labels: Int[np.ndarray, " m"],
     *,
     num_classes: int,
     weight_decay: float = 1e-4,
@@ -68,11 +69,11 @@ def _logits(weights: dict[str, Array], features: Float[Array, "n d"]) -> Float[A
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _fit(
     features: Float[Array, "n d"],
-    labels: Int[Array, "n"],
+    labels: Int[Array, " n"],
     num_classes: int,
     weight_decay: float,
     steps: int,
-) -> dict[str, Array]:
+) -> Any:
     valid = (labels < num_classes).astype(jnp.float32)
 
     def loss(weights: dict[str, Array]) -> Array:

@@ -23,7 +23,7 @@ def confusion_matrix(
     return counts.reshape(num_classes, num_classes)
 
 
-def iou_per_class(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k"]:
+def iou_per_class(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
     """Intersection over union of each class in [0, 1]; NaN where target and prediction lack it."""
     confusion = np.asarray(confusion, np.float64)
     intersection = np.diag(confusion)

@@ -40,11 +40,17 @@ def make_source(data: Any) -> Source:
         return Folder(data.path)
     if data.source == "tfds":
         return Tfds(data.tfds_name, data.split, data_dir=data.path or None)
-    raise ConfigError(f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}")
+    raise ConfigError(
+        f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
+    )
 
 
-def training_stream(config: Any) -> Stream:
-    """Batches of this process for `config`: random resized crops, flipped half of the time."""
+def training_stream(config: Any, fields: tuple[str, ...] = ("image",)) -> Stream:
+    """Batches of this process for `config`: random resized crops, flipped half of the time.
+
+    Args:
+        fields: of a record, the ones that the task reads; only these travel to the device.
+    """
     data = config.data
     return make_stream(
         make_source(data),
@@ -57,17 +63,18 @@ def training_stream(config: Any) -> Stream:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         max_corrupt=data.max_corrupt,
+        fields=fields,
     )
 
 
-def normalise(
-    images: UInt8[Array, "b h w c"], mean: float, std: float
-) -> Float[Array, "b h w 3"]:
+def normalise(images: UInt8[Array, "b h w c"], mean: float, std: float) -> Float[Array, "b h w 3"]:
     """Images 0-255 as the model sees them: (x / 255 - mean) / std, one channel shown thrice."""
     x = (images.astype(jnp.float32) / 255.0 - mean) / std
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
 
-def denormalise(images: Float[Array, "b h w 3"], mean: float, std: float) -> Float[Array, "b h w 3"]:
+def denormalise(
+    images: Float[Array, "b h w 3"], mean: float, std: float
+) -> Float[Array, "b h w 3"]:
     """The inverse of `normalise`, to 0-1."""
     return images * std + mean

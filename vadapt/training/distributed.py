@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ ADDRESS, COUNT, NUMBER = VARIABLES = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
 )
+_DEVICES = Path("/dev")
 _GCE = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 
 
@@ -32,7 +35,8 @@ def start(timeout: int = 300) -> None:
         timeout: how many seconds to wait for the others.
 
     Raises:
-        ConfigError: the variables are incomplete or not numbers, or the others did not come.
+        ConfigError: the variables are incomplete or not numbers, or jax cannot start. When the
+            others do not come in time, the process says so and exits.
     """
     named = _named(os.environ)
     if named is not None:
@@ -52,19 +56,43 @@ def start(timeout: int = 300) -> None:
         who, options = f"this one of {hosts} TPU hosts", {}
     else:
         return
+    # jax aborts the process with a page of C++ when it waited in vain; a timer speaks before.
+    watch = threading.Timer(timeout, _give_up, [who, timeout])
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(**options, initialization_timeout=timeout)
+        jax.distributed.initialize(**options, initialization_timeout=timeout + 30)
     except (RuntimeError, ValueError) as error:  # XLA's errors are RuntimeErrors
-        raise ConfigError(
-            f"{who} could not join the run within {timeout} s: start all processes, with one "
-            f"address that each of them can reach ({str(error).splitlines()[0][:200]})"
-        ) from error
+        raise ConfigError(f"{who} cannot join the run: {error}") from error
+    finally:
+        watch.cancel()
+
+
+def leave_at_once() -> None:
+    """Ends this process with code 1 if it is one of several; call it when it has failed.
+
+    An ordinary exit would wait minutes for the others, which wait for this one.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _give_up(who: str, timeout: int) -> None:
+    print(
+        f"\nConfigError: {who} waited {timeout} s for the others in vain. Start all of them, with "
+        "an address of process 0 that each can reach, and a port that nothing else uses.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # the main thread is inside jax
 
 
 def tpu_hosts(environment: Mapping[str, str]) -> int:
     """How many hosts drive the TPU chips of this run; 1 where there is no TPU."""
     platforms = environment.get("JAX_PLATFORMS", "")
-    chips = list(Path("/dev").glob("accel[0-9]*")) + list(Path("/dev/vfio").glob("[0-9]*"))
+    chips = [*_DEVICES.glob("accel[0-9]*"), *_DEVICES.glob("vfio/[0-9]*")]
     if not chips or (platforms and "tpu" not in platforms.split(",")):
         return 1
     # GKE tells the hosts in variables, a plain TPU VM through the metadata server.

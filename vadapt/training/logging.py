@@ -271,16 +271,18 @@ def _drop_later(path: Path, start_step: int) -> int:
     if not path.exists():
         return 0
     kept, dropped = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    before = path.read_text(encoding="utf-8", errors="replace")
+    for line in before.splitlines():
         try:
             keep = json.loads(line)["step"] <= start_step
         except (ValueError, KeyError, TypeError):
             keep = False
         kept += [line] if keep else []
         dropped += not keep
-    if dropped or kept:  # also ends a last line that was complete but for its newline
+    after = "".join(line + "\n" for line in kept)
+    if after != before:  # may also end a last line that was complete but for its newline
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text(after, encoding="utf-8")
         os.replace(temporary, path)
     return dropped
 

@@ -81,7 +81,6 @@ def fit(
     _check(config, mesh.size)
     directory = Path(workdir) / "checkpoints"
     with contextlib.ExitStack() as opened:
-        opened.enter_context(jax.set_mesh(mesh))
         stop = opened.enter_context(StopSignal())
         checkpoints = Checkpoints(directory, keep_last=config.run.keep_last)
         log = RunLog(
@@ -153,7 +152,8 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
     if done >= last:
         draw()
     else:
-        log.text(f"stopped by a signal after step {done}, saved; the same command goes on")
+        where = f"after step {done}, saved" if done > start else f"before step {done + 1}"
+        log.text(f"stopped by a signal {where}; the same command goes on")
     return Outcome(
         initial=model(run.initial),
         model=model(state.get("ema", state["trainable"])),
@@ -258,7 +258,8 @@ def _compile(session: Session, run: Run) -> Callable[..., Any]:
         out_shardings=(run.shardings, sharding.replicated(session.mesh)),
     )
     batch = sharding.place_batch(session.example, session.mesh)
-    compiled = jitted.lower(run.frozen, run.state, batch).compile()
+    with jax.set_mesh(session.mesh):  # for kernels that map themselves over the batch
+        compiled = jitted.lower(run.frozen, run.state, batch).compile()
     line = f"step compiled in {time.perf_counter() - began:.1f} s"
     memory = compiled.memory_analysis()
     if memory:  # not every backend tells

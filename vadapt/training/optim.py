@@ -107,13 +107,13 @@ def make_optimizer(
         optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
         optax.add_decayed_weights(config["weight_decay"], mask=_decay_mask),
     )
-    groups: dict[str, optax.GradientTransformation] = {"all": adamw}
+    groups: dict[Any, Any] = {"all": adamw}
     late: Sequence[tuple[str, float]] = config.get("late", ())
     for number, (_, share) in enumerate(late):
         start = round(share * total_steps)
         groups[f"late{number}"] = optax.conditionally_mask(adamw, _from(start))
     labels = _labels(trainable, [pattern for pattern, _ in late])
-    parts = [adamw if not late else optax.partition(groups, labels)]
+    parts: list[Any] = [adamw if not late else optax.partition(groups, labels)]
     if config["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
     if config["layer_decay"] != 1.0:
@@ -125,8 +125,8 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-def _from(start: int) -> Callable[[Any], Any]:
-    return lambda step: step >= start
+def _from(start: int) -> Any:
+    return lambda step, **_: step >= start
 
 
 def _decay_mask(tree: Tree) -> Tree:

@@ -72,9 +72,7 @@ def make_step(
         return value.astype(jnp.float32), (metrics, nnx.to_pure_dict(changed))
 
     if options.remat:
-        loss = jax.checkpoint(
-            loss, policy=jax.checkpoint_policies.save_only_these_names("block")
-        )
+        loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names("block"))
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:

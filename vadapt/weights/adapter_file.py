@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -18,11 +19,15 @@ from vadapt.weights.load import assign
 
 
 def fingerprint(frozen: Tree) -> str:
-    """A hash of frozen weights, in float32, that does not depend on their order."""
+    """A hash of frozen weights that does not depend on their order.
+
+    It is taken of the weights rounded to bfloat16: those that a run kept in bfloat16 and the
+    float32 ones they came from are one base.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(frozen).items()):
         digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf, dtype=np.float32).tobytes())
+        digest.update(np.asarray(leaf).astype(jnp.bfloat16).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -37,9 +42,7 @@ def save_adapter(
     parts = split(model, trainable)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(parts.trainable).items()}
     text = {name: json.dumps(value) for name, value in header.items()}
-    write_arrays(
-        path, arrays, {"vadapt": __version__, "base": fingerprint(parts.frozen), **text}
-    )
+    write_arrays(path, arrays, {"vadapt": __version__, "base": fingerprint(parts.frozen), **text})
 
 
 def load_adapter(model: nnx.Module, path: str | Path, *, trainable: Trainable = DEFAULT) -> None:

@@ -76,9 +76,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    tensors = {
-        name: value for name, value in content.items() if isinstance(value, torch.Tensor)
-    }
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise WeightsError(f"{path.name!r} holds no tensors (top-level keys: {list(content)[:8]})")
     return {

@@ -131,11 +131,11 @@ def assign(model: nnx.Module, values: Mapping[str, Any]) -> None:
 
 
 def with_arrays(model: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of the model with other values by path name; works on tracers, so it differentiates."""
+    """A copy of the model with other values by path name; tracers too, so it differentiates."""
     graph, state = nnx.split(model)
     tree = nnx.to_pure_dict(state)
 
-    def replace(tree: Tree, prefix: str) -> Tree:
+    def replace(tree: Mapping[Any, Any], prefix: str) -> Tree:
         return {
             key: replace(value, f"{prefix}{key}/")
             if isinstance(value, Mapping)
@@ -177,12 +177,15 @@ def _translate(
     known = {table.family: sum(map(table.knows, arrays)) for table in FAMILIES}
     family = max(known, key=lambda name: known[name])
     if not known[family]:
-        # vadapt's own names: of the whole model, or of its backbone alone.
+        # vadapt's own names: of a whole model, or of its backbone alone. Either may be the file,
+        # either the model.
         places = variables(model)
-        direct = {
-            name if name in places or backbone + name not in places else backbone + name: array
-            for name, array in arrays.items()
-        }
+
+        def place(name: str) -> str:
+            options = (name, backbone + name, name.removeprefix("backbone/"))
+            return next((option for option in options if option in places), name)
+
+        direct = {place(name): array for name, array in arrays.items()}
         return "vadapt", direct, []
     table = next(table for table in FAMILIES if table.family == family)
     return family, *convert(arrays, table, backbone=backbone)

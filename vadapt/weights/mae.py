@@ -6,7 +6,7 @@ from vadapt.weights.tables import Rule, Table
 
 
 def block_rules(source: str, target: str) -> tuple[Rule, ...]:
-    """Rules of one stack of timm blocks, with PAD's grafts; `source` and `target` name the stack."""
+    """Rules of one stack of timm blocks with PAD's grafts; both arguments name the stack."""
     name, path = rf"{source}\.(\d+)\.", rf"{target}/\1/"
     return (
         Rule(name + r"norm1\.weight", path + "attn/norm/scale"),
@@ -23,9 +23,7 @@ def block_rules(source: str, target: str) -> tuple[Rule, ...]:
             name + r"adaptmlp\.adapter_layer_norm_before\.weight", path + "mlp/adapter/norm/scale"
         ),
         Rule(name + r"adaptmlp\.adapter_layer_norm_before\.bias", path + "mlp/adapter/norm/bias"),
-        Rule(
-            name + r"adaptmlp\.(down|up)_proj\.weight", path + r"mlp/adapter/\2/kernel", "linear"
-        ),
+        Rule(name + r"adaptmlp\.(down|up)_proj\.weight", path + r"mlp/adapter/\2/kernel", "linear"),
         Rule(name + r"adaptmlp\.(down|up)_proj\.bias", path + r"mlp/adapter/\2/bias"),
         Rule(name + r"adaptmlp\.scale", path + "mlp/gate/scale"),
         Rule(name + r"scalar_pred\.weight", path + "mlp/gate/proj/kernel", "linear"),

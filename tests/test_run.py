@@ -1,0 +1,198 @@
+"""Whole runs of the PAD config, tiny: what they leave behind, and what they refuse."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import pad_msip
+from vadapt import run
+from vadapt.errors import ConfigError, DataError
+from vadapt.tasks import make_task
+from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.loop import fit
+from vadapt.weights.adapter_file import load_adapter
+
+# Sums over the batch in another order, over six steps of float32.
+SHARDED = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    """Runs of one config compile once."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def tiny(**changes):
+    config = pad_msip.get_config("scenes")
+    config.total_steps, config.batch_size = 6, 16
+    config.data.num_scenes, config.data.image_size = 64, (32, 32)
+    config.model.weights = ""
+    config.task.decoder_depth = 1
+    config.eval.probe_scenes, config.eval.every, config.eval.num_pictures = 16, 4, 2
+    config.run.log_every, config.run.checkpoint_every = 1, 3
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return config
+
+
+def one():
+    return jax.devices()[:1]
+
+
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+
+
+def read(workdir, name="result.json"):
+    return json.loads((workdir / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, run.run(tiny(), workdir, devices=one())
+
+
+def test_a_finished_run_leaves_its_numbers(finished):
+    workdir, result = finished
+    assert read(workdir) == result
+    assert all(type(value) in (int, float) for value in result.values())
+    assert {"probe/frozen", "probe/adapted", "images_per_second"} <= result.keys()
+    assert result["steps"] == 6
+    assert result["trainable_parameters"] == 102_592
+    assert result["images_per_second"] > 0
+    assert len(losses(workdir)) == 6
+    assert read(workdir, "config.json")["batch_size"] == 16
+    pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
+    assert pictures == ["reconstruction_000004.png", "reconstruction_000006.png"]
+    assert Checkpoints(workdir / "checkpoints").steps() == [3, 6]
+
+
+def test_the_adapter_file_makes_a_fresh_backbone_the_trained_one(finished, tmp_path, rng):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    task = make_task(tiny())
+    trained = fit(task, tiny(), tmp_path, devices=one()).model.backbone
+    fresh = task.build().backbone
+    images = jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32)
+    before, wanted = fresh.features(images), trained.features(images)
+    assert np.abs(wanted - before).max() > 0
+    load_adapter(fresh, tmp_path / "adapter.safetensors")
+    np.testing.assert_array_equal(fresh.features(images), wanted)
+
+
+def test_an_adapter_trained_over_bfloat16_weights_fits_the_float32_ones(tmp_path):
+    config = tiny(total_steps=0, eval__probe_scenes=0, parallel__frozen_dtype="bfloat16")
+    run.run(config, tmp_path, devices=one())
+    load_adapter(make_task(config).build().backbone, tmp_path / "adapter.safetensors")
+
+
+def test_evaluation_scores_the_newest_checkpoint_and_writes_only_that(finished):
+    workdir, result = finished
+    before = {path: path.stat().st_mtime_ns for path in _outputs(workdir)}
+    scores = run.run(tiny(), workdir, mode="evaluate", devices=one())
+    assert scores == read(workdir, "evaluation.json") == result
+    assert {path: path.stat().st_mtime_ns for path in _outputs(workdir)} == before
+
+
+def test_a_finished_run_keeps_its_numbers_when_it_is_resumed(finished, tmp_path):
+    workdir, result = finished
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    config = tiny(run__log_every=2, eval__num_pictures=1)  # how to watch may change
+    assert run.run(config, tmp_path, mode="resume", devices=one()) == result
+
+
+@pytest.mark.parametrize("mode", ["resume", "evaluate"])
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path, mode):
+    with pytest.raises(ConfigError, match=f"--mode={mode}: no complete checkpoint"):
+        run.run(tiny(), tmp_path / "run", mode=mode)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_other_settings_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    before = read(workdir, "config.json")
+    config = tiny(seed=7, optimizer__base_lr=0.5, run__log_every=50, parallel__fsdp=2)
+    with pytest.raises(ConfigError) as error:
+        run.run(config, workdir)
+    lines = str(error.value).splitlines()
+    assert lines[1:3] == [
+        "  config.optimizer.base_lr: 0.004 there, 0.5 now",
+        "  config.seed: 0 there, 7 now",
+    ]
+    assert len(lines) == 4
+    assert read(workdir, "config.json") == before
+
+
+def test_a_workdir_in_which_nothing_was_trained_takes_new_settings(tmp_path):
+    run.claim(tiny(seed=1), tmp_path, begun=False)
+    run.claim(tiny(seed=2), tmp_path, begun=False)
+    assert read(tmp_path, "config.json")["seed"] == 2
+
+
+def test_eight_devices_learn_what_one_does(finished, tmp_path):
+    result = run.run(tiny(parallel__fsdp=4), tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), losses(finished[0]), atol=SHARDED)
+    assert result["probe/frozen"] == finished[1]["probe/frozen"]
+
+
+def photos(folder, rng, broken):
+    """24 images of several kinds, some of them cut short."""
+    for number in range(24):
+        image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8))
+        path = folder / "sub" / f"photo_{number:02d}.{'png' if number % 2 else 'jpg'}"
+        path.parent.mkdir(exist_ok=True)
+        image.convert("L" if number % 3 else "RGB").save(path)
+        if number < broken:
+            path.write_bytes(path.read_bytes()[:100])
+    return {"data__source": "folder", "data__path": str(folder), "eval__probe_scenes": 0}
+
+
+def test_a_folder_with_a_broken_file_trains_and_names_it(tmp_path, rng):
+    workdir = tmp_path / "run"
+    result = run.run(tiny(**photos(tmp_path, rng, broken=1)), workdir, devices=one())
+    assert result["steps"] == 6
+    assert "cannot read" in (log := (workdir / "log.txt").read_text())
+    assert "photo_00.jpg" in log
+
+
+def test_too_many_broken_files_stop_the_run(tmp_path, rng):
+    config = tiny(**photos(tmp_path, rng, broken=4), data__max_corrupt=0.05)
+    with pytest.raises(DataError, match=r"of 24 elements cannot be read.*config.data.max_corrupt"):
+        run.run(config, tmp_path / "run", devices=one())
+
+
+def test_baselines_train_everything_beside(tmp_path):
+    config = tiny(baselines=True)
+    result = run.run(config, tmp_path, devices=one())
+    assert {"probe/frozen", "probe/adapted", "probe/full"} <= result.keys()
+    assert (tmp_path / "full" / "metrics.jsonl").exists()
+
+
+def test_a_frozen_run_scores_what_it_was_given(tmp_path):
+    config = tiny(total_steps=0)
+    result = run.run(config, tmp_path, devices=one())
+    assert result["steps"] == 0
+    assert result["probe/adapted"] == result["probe/frozen"]
+
+
+def _outputs(workdir):
+    names = ("result.json", "config.json", "metrics.jsonl", "adapter.safetensors")
+    return [workdir / name for name in names]
