@@ -176,7 +176,7 @@ def _translate(
     backbone = "backbone/" if hasattr(model, "backbone") else ""
     known = {table.family: sum(map(table.knows, arrays)) for table in FAMILIES}
     family = max(known, key=lambda name: known[name])
-    if not known[family]:
+    if any("/" in name for name in arrays) or not known[family]:  # PyTorch's names have dots
         # vadapt's own names: of a whole model, or of its backbone alone. Either may be the file,
         # either the model.
         places = variables(model)
