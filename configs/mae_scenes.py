@@ -1,7 +1,7 @@
 """MAE on the visible scenes: makes the micro backbone that vadapt ships as `vit_micro_scenes`.
 
     python -m vadapt.main --config=configs/mae_scenes.py --workdir=runs/mae_scenes
-    python -m vadapt.weights.asset runs/mae_scenes vadapt/assets/vit_micro_scenes.safetensors
+    cp runs/mae_scenes/model.safetensors vadapt/assets/vit_micro_scenes.safetensors
 
 Half an hour on two CPU cores. The thermal view is never seen.
 """
@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.mean, config.data.std = 0.467, 0.198  # of the visible scenes
     config.optimizer.base_lr = 4e-3
     config.optimizer.warmup_share = 0.05
+    config.run.save_model = "float16"
     config.eval.probe_view = "visible"
     config.eval.every = config.run.checkpoint_every = 1000
     return config

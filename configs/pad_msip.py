@@ -114,6 +114,7 @@ def paper(size: str) -> ConfigDict:
     run.log_every = 20
     run.checkpoint_every = 5 * EPOCH
     run.keep_last = 3
+    run.save_model = ""  # a dtype: also write every parameter to WORKDIR/model.safetensors
     run.wandb = False
     return config
 

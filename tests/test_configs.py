@@ -34,6 +34,7 @@ def test_every_config_trains_on_scenes(name, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert (tmp_path / "adapter.safetensors").is_file()
     assert list((tmp_path / "pictures").glob("*.png"))
+    assert (tmp_path / "model.safetensors").is_file() == bool(config.run.save_model)
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)

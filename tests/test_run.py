@@ -45,7 +45,8 @@ def tiny(**changes):
     config.total_steps, config.batch_size = 6, 16
     config.data.num_scenes, config.data.image_size = 64, (32, 32)
     config.model.weights = ""
-    config.task.decoder_depth = 1
+    config.method.hidden, config.task.decoder_depth = 32, 1
+    config.optimizer.base_lr = 4e-3
     config.eval.probe_scenes, config.eval.every, config.eval.num_pictures = 16, 4, 2
     config.run.log_every, config.run.checkpoint_every = 1, 3
     for key, value in changes.items():

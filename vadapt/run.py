@@ -14,7 +14,7 @@ from vadapt.errors import ConfigError
 from vadapt.tasks import make_task
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.loop import Outcome, fit
-from vadapt.weights.adapter_file import save_adapter
+from vadapt.weights.adapter_file import save_adapter, save_model
 
 # Settings that do not change what is trained: a workdir is gone on with under other ones.
 FREE = (
@@ -164,6 +164,8 @@ def _export(task: Any, config: ConfigDict, outcome: Outcome, path: Path) -> None
         method=config.method.to_dict(),
         backbone=config.model.backbone,
     )
+    if config.run.save_model:
+        save_model(path.with_name("model.safetensors"), outcome.model, config.run.save_model)
 
 
 def _former_rate(workdir: Path) -> float:

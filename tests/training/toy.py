@@ -99,11 +99,11 @@ class Disturbed:
         return batch
 
 
-def main(workdir, total_steps, pause, noise="0.1"):
+def main(workdir, total_steps, pause):
     """A run of its own process, to be stopped or killed; saves every five steps."""
     distributed.start(timeout=60)
     config = toy_config(total_steps=int(total_steps), run={"log_every": 1, "checkpoint_every": 5})
-    config.task.pause, config.task.noise = float(pause), float(noise)
+    config.task.pause = float(pause)
     alone = jax.process_count() == 1
     loop.fit(ToyTask(config), config, workdir, devices=jax.devices()[:1] if alone else None)
 

@@ -11,9 +11,10 @@ from flax import nnx
 from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
-from vadapt.partition import flatten, split
-from vadapt.weights.adapter_file import fingerprint, load_adapter, save_adapter
+from vadapt.partition import flatten, split, variables
+from vadapt.weights.adapter_file import fingerprint, load_adapter, save_adapter, save_model
 from vadapt.weights.files import read_arrays, read_header
+from vadapt.weights.load import load_weights
 
 
 def grafted(seed: int = 0, hidden: int = 4):
@@ -50,6 +51,17 @@ def test_another_base_is_refused_with_both_hashes(tmp_path):
     base = read_header(path)["base"]
     with pytest.raises(WeightsError, match=base):
         load_adapter(grafted(seed=7), path)
+
+
+def test_a_whole_model_comes_back_through_load_weights(tmp_path):
+    model = grafted()
+    save_model(tmp_path / "model.safetensors", model, "float16")
+    twin = grafted(seed=9)
+    report = load_weights(twin, tmp_path / "model.safetensors")
+    assert len(report.cast) == len(report.loaded) > 0
+    for name, value in variables(model).items():
+        # float16 keeps 11 bits
+        np.testing.assert_allclose(variables(twin)[name][...], value[...], rtol=5e-4, atol=1e-6)
 
 
 def test_another_size_of_adapter_is_refused(tmp_path):

@@ -9,6 +9,7 @@ threads nor of processes changes what is drawn.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,9 +75,9 @@ class Stream:
     def __next__(self) -> Batch:
         share = self._batch_size // self._process_count
         if self._iterator is None:
-            start = self._position * self._batch_size + self._process_index
+            rows = _rows(self._batch_size, self._process_index, self._process_count)
             self._iterator = _read_ahead(
-                self._elements[start :: self._process_count],
+                rows[self._position * share :].map(self._elements.__getitem__),
                 self._num_threads,
                 self._prefetch * share,
             )
@@ -110,7 +111,8 @@ def make_stream(
     without a gap: a batch may hold the end of one and the start of the next, and none is dropped.
 
     Args:
-        batch_size: of the whole batch; each process reads its share, elements p, p + count, ...
+        batch_size: of the whole batch; each process reads its share, the rows after those of the
+            processes before it, so that what is trained does not depend on their number.
         shuffle: without it every epoch has the source's order (random transforms still differ).
         num_threads: that read and transform; 0 reads in the caller's thread. By default two for
             each core, 16 at most. Threads, not processes: the work is done in Pillow and NumPy,
@@ -180,8 +182,6 @@ def batches(
     (bool, [b]) is False for what fills up and for what stands in for an unreadable element, so that
     metrics weighted by it are exact. Random transforms draw the same in every pass.
     """
-    import grain
-
     _check_sharing(batch_size, process_index, process_count)
     if len(source) == 0:
         raise DataError("the source is empty: no record to evaluate")
@@ -195,9 +195,9 @@ def batches(
         return record | {"valid": np.asarray(place < length and not guarded.is_corrupt(index))}
 
     share = batch_size // process_count
-    places = grain.MapDataset.range(process_index, num_batches * batch_size, process_count)
+    rows = _rows(batch_size, process_index, process_count)[: num_batches * share]
     threads = _default_threads() if num_threads is None else num_threads
-    iterator = _read_ahead(places.map(read), threads, prefetch * share)
+    iterator = _read_ahead(rows.map(read), threads, prefetch * share)
     try:
         for _ in range(num_batches):
             yield stack([next(iterator) for _ in range(share)])
@@ -258,6 +258,18 @@ def _stack_field(name: str, values: list[np.ndarray]) -> np.ndarray:
         f"{shapes[-1][:2]}; add RandomResizedCrop(size), Resize(size) or ResizeCenterCrop(size) "
         "to the transforms"
     )
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> Any:
+    """The places in the global order of one process's rows, batch after batch without an end."""
+    import grain
+
+    share = batch_size // process_count
+
+    def place(row: int) -> int:
+        return row // share * batch_size + process_index * share + row % share
+
+    return grain.MapDataset.range(sys.maxsize).map(place)
 
 
 def _read_ahead(elements: Any, num_threads: int, num_elements: int) -> Any:
