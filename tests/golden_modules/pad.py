@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
+from tests.golden_modules import pad_recipe
+from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
 from vadapt.backbones.layers import Block
 from vadapt.backbones.positions import resize_table, sincos_table
-from vadapt.backbones.vit import ViT
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify
-from vadapt.tasks.mae import MaskedAutoencoder, random_masking
+from vadapt.tasks.mae import random_masking
 from vadapt.training.optim import warmup_cosine
-from vadapt.weights.load import match_weights, with_arrays
 
 Arrays = dict[str, Any]
-SCHEDULES = {0: "constant", 1: "geometric", 2: "linear"}
-
-
-def nhwc(images: Any) -> Any:
-    """Images as vadapt takes them."""
-    return jnp.moveaxis(images, 1, -1)
-
-
-def imported(model: Any, params: Arrays, **allow: Any) -> Any:
-    """The model with a checkpoint's parameters, through the importer that users call."""
-    return with_arrays(model, match_weights(model, params, **allow)[0])
 
 
 class Stack(nnx.Module):
@@ -52,26 +40,6 @@ class Place(nnx.Module):
 
     def __init__(self, mlp: nnx.Module):
         self.mlp = mlp
-
-
-def scale_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of `patchwise_scale.apply` from the original's settings."""
-    scalar = config.get("adapt_scalar", config.get("adapter_scalar", "frozen"))
-    if config.get("patch_wise_scalar", False):
-        scale: str | float = "patchwise"
-    elif scalar == "learnable_scalar":
-        scale = "learnable"
-    else:
-        scale = float(config.get("init_value", "0.5") if scalar == "frozen" else scalar)
-    return {
-        "hidden": config.get("hidden", config.get("down_size", 64)),
-        "scale": scale,
-        "fusion": config.get("fusion_method", "concat"),
-        "norm": config.get("adapter_layernorm_option", config.get("layernorm_option", "in")),
-        "schedule": "constant"
-        if scale in ("patchwise", "learnable")
-        else SCHEDULES[config.get("layerdecay_scale", 0)],
-    }
 
 
 def adapter(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
@@ -111,36 +79,7 @@ def block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
 
 
 def masked_autoencoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    rngs = nnx.Rngs(0)
-    backbone: Any = ViT(
-        width=config["embed_dim"],
-        depth=config["depth"],
-        num_heads=config["num_heads"],
-        patch_size=config["patch_size"],
-        image_size=config["img_size"],
-        in_channels=config.get("in_chans", 3),
-        mlp_ratio=config["mlp_ratio"],
-        positions="sincos",
-        norm_epsilon=config["ln_eps"],
-        rngs=rngs,
-    )
-    if config.get("adapt", False):
-        backbone = adapters.apply(backbone, "patchwise_scale", **scale_options(config))
-    model = MaskedAutoencoder(
-        backbone,
-        MAEDecoder(
-            config["embed_dim"],
-            backbone.grid,
-            config["patch_size"] ** 2 * config.get("in_chans", 3),
-            width=config["decoder_embed_dim"],
-            depth=config["decoder_depth"],
-            num_heads=config["decoder_num_heads"],
-            mlp_ratio=config["mlp_ratio"],
-            norm_epsilon=config["ln_eps"],
-            rngs=rngs,
-        ),
-    )
-    model = imported(model, params)
+    model = imported(build_autoencoder(config), params)
     images = nhwc(inputs["imgs"])
     masking = random_masking(inputs["noise"], config["mask_ratio"])
     latent, prediction = model(images, masking)
@@ -226,4 +165,6 @@ MODULES = {
     "get_2d_sincos_pos_embed": sincos,
     "interpolate_pos_embed": interpolate,
     "adjust_learning_rate": learning_rate,
+    **pad_recipe.MODULES,
 }
+COUNTS = pad_recipe.COUNTS

@@ -80,14 +80,16 @@ def test_optimizer_state_holds_the_trainable_leaves_only(tree):
     assert sorted(leaf.shape for leaf in moments) == expected
 
 
-def test_vectors_do_not_decay_but_mask_tokens_do(tree):
-    after, _ = run(make(tree), tree, 1, gradient=0.0)
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_vectors_do_not_decay_but_tokens_do(tree, layer_decay):
+    after, _ = run(make(tree, layer_decay=layer_decay), tree, 1, gradient=0.0)
+    tokens = {"decoder/mask_token"} | ({"backbone/cls_token"} if layer_decay == 1.0 else set())
     moved = {path for path, leaf in after.items() if not jnp.array_equal(leaf, jnp.ones_like(leaf))}
     assert moved == {
         "backbone/patch_embed/proj/kernel",
         *(f"backbone/blocks/{i}/w" for i in range(3)),
-        "decoder/mask_token",
         "decoder/w",
+        *tokens,
     }
 
 

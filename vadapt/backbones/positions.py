@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vadapt.errors import ShapeError
 
@@ -77,3 +77,22 @@ def resize_table(
     )
     rows = rearrange(grid, "h w d -> (h w) d").astype(table.dtype)
     return jnp.concatenate([extra, rows], axis=-2)
+
+
+def relative_position_index(window: tuple[int, int]) -> Int[np.ndarray, "n n"]:
+    """For each pair of tokens its row in a relative position table, class token first.
+
+    Patches i, j of an (h, w) window read row (yi - yj + h - 1) * (2 w - 1) + (xi - xj + w - 1); the
+    last three rows of the table are class to patch, patch to class, class to class.
+
+    Source: BEiT, arXiv:2106.08254, released code.
+    """
+    height, width = window
+    rows, columns = np.divmod(np.arange(height * width), width)
+    y = rows[:, None] - rows[None] + height - 1
+    x = columns[:, None] - columns[None] + width - 1
+    last = (2 * height - 1) * (2 * width - 1) + 2
+    index = np.empty((height * width + 1,) * 2, np.int32)
+    index[1:, 1:] = y * (2 * width - 1) + x
+    index[0, :], index[:, 0], index[0, 0] = last - 2, last - 1, last
+    return index

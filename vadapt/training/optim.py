@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,12 +78,18 @@ def layer_decay_scales(trainable: Tree, decay: float) -> Tree:
     return jax.tree_util.tree_map_with_path(scale, trainable)
 
 
-def decays(path: str, leaf: Any) -> bool:
-    """Whether weight decay acts on a leaf: not on vectors (biases, norms, tokens kept as vectors).
+def decays(path: str, leaf: Any, *, by_layer: bool = False) -> bool:
+    """Whether weight decay acts on a leaf: not on biases, norms and scales.
 
-    MAE's mask token is stored as a vector here but has three axes in the released code, where it
-    therefore decays; it decays here, too.
+    Args:
+        by_layer: the rule that goes with layer-wise rates, which spares the class token and
+            learned positions, too.
+
+    Source: MAE's and PAD's released code, which decays what has more than one axis; tokens have
+    three there (and are vectors here), so that they decay.
     """
+    if path.endswith(("cls_token", "pos_embed")):
+        return not by_layer
     return leaf.ndim > 1 or path.endswith("mask_token")
 
 
@@ -103,9 +110,11 @@ def make_optimizer(
     Raises:
         ConfigError: a `late` pattern matches no trainable path.
     """
+    by_layer = config["layer_decay"] != 1.0
+    mask = functools.partial(_decay_mask, by_layer=by_layer)
     adamw = optax.chain(
         optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
-        optax.add_decayed_weights(config["weight_decay"], mask=_decay_mask),
+        optax.add_decayed_weights(config["weight_decay"], mask=mask),
     )
     groups: dict[Any, Any] = {"all": adamw}
     late: Sequence[tuple[str, float]] = config.get("late", ())
@@ -116,7 +125,7 @@ def make_optimizer(
     parts: list[Any] = [adamw if not late else optax.partition(groups, labels)]
     if config["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
-    if config["layer_decay"] != 1.0:
+    if by_layer:
         scales = layer_decay_scales(trainable, config["layer_decay"])
         parts.append(
             optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
@@ -129,9 +138,9 @@ def _from(start: int) -> Any:
     return lambda step, **_: step >= start
 
 
-def _decay_mask(tree: Tree) -> Tree:
+def _decay_mask(tree: Tree, by_layer: bool) -> Tree:
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: decays(path_name(_keys(path)), leaf), tree
+        lambda path, leaf: decays(path_name(_keys(path)), leaf, by_layer=by_layer), tree
     )
 
 
