@@ -1,4 +1,4 @@
-"""PAD against the frozen backbone and full training, on scenes: `python benchmarks/pad_scenes.py`.
+"""PAD against the frozen backbone and full training, on scenes: `python -m benchmarks.pad_scenes`.
 
 Runs `configs/pad_msip.py:scenes` with `--config.baselines` for each seed (a seed draws the
 adapters, the masks and the batches; the backbone and the probe's scenes stay), and prints and
@@ -61,7 +61,7 @@ def main() -> None:
         [
             "# PAD on infrared scenes: linear-probe mIoU of patch features (10 classes)",
             "",
-            "    python benchmarks/pad_scenes.py " + " ".join(_arguments(options)),
+            "    python -m benchmarks.pad_scenes " + " ".join(_arguments(options)),
             "",
             f"{last['steps']} steps of 128 images of 64 px; PAD trains "
             f"{last['trainable_parameters']:,} parameters (decoder included). "

@@ -98,8 +98,8 @@ def test_layer_decay_counts_from_the_last_block(tree):
     assert [scales[f"backbone/blocks/{i}/w"] for i in range(3)] == [0.125, 0.25, 0.5]
     assert scales["backbone/cls_token"] == scales["backbone/patch_embed/proj/kernel"] == 0.5**4
     assert scales["backbone/norm/scale"] == scales["decoder/w"] == 1.0
-    plain, _ = run(make(tree), tree, 1)
-    scaled, _ = run(make(tree, layer_decay=0.5), tree, 1)
+    plain, _ = run(make(tree, weight_decay=0.0), tree, 1)
+    scaled, _ = run(make(tree, weight_decay=0.0, layer_decay=0.5), tree, 1)
     for path in plain:
         np.testing.assert_allclose(1 - scaled[path], (1 - plain[path]) * scales[path], rtol=1e-5)
 

@@ -54,13 +54,14 @@ def write_arrays(
 
     The file appears whole or not at all (written beside its place, then renamed).
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(contiguous, partial, metadata=dict(header or {}))
+    # Not `save_file`, which lets nobody but the owner read the file.
+    partial.write_bytes(save(contiguous, metadata=dict(header or {})))
     partial.replace(path)
 
 

@@ -1,0 +1,42 @@
+"""Name tables read a family's names and write them back."""
+
+import numpy as np
+import pytest
+
+from tests.weights.test_load import official
+from vadapt.weights.files import read_arrays, read_header, write_arrays
+from vadapt.weights.mae import MAE
+from vadapt.weights.tables import convert, revert
+
+
+@pytest.mark.parametrize("backbone", ["", "backbone/"])
+def test_names_and_layouts_written_back_are_those_that_were_read(backbone):
+    arrays = official(adapters=True)
+    converted, unknown = convert(arrays, MAE, backbone=backbone)
+    assert unknown == []
+    reverted, lost = revert(converted, MAE, backbone=backbone)
+    assert lost == []
+    assert reverted.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(reverted[name], array, err_msg=name)
+
+
+def test_other_spellings_are_read_and_the_first_is_written():
+    gamma = np.arange(3.0)
+    converted, _ = convert({"blocks.4.ls2.gamma": gamma}, MAE)
+    assert list(converted) == ["blocks/4/mlp/scale/gamma"]
+    assert list(revert(converted, MAE)[0]) == ["blocks.4.gamma_2"]
+
+
+def test_unknown_names_are_given_back():
+    assert convert({"head.weight": np.ones(2)}, MAE) == ({}, ["head.weight"])
+    assert revert({"head/kernel": np.ones(2)}, MAE) == ({}, ["head/kernel"])
+
+
+def test_files_keep_their_header_and_can_be_read_by_others(tmp_path):
+    path = tmp_path / "deep" / "file.safetensors"
+    write_arrays(path, {"a": np.arange(6.0).reshape(2, 3).T}, {"who": "me"})
+    np.testing.assert_array_equal(read_arrays(path)["a"], np.arange(6.0).reshape(2, 3).T)
+    assert read_header(path) == {"who": "me"}
+    assert path.stat().st_mode & 0o044
+    assert not list(tmp_path.rglob("*.partial"))
