@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -199,5 +200,5 @@ def layer_scales(scale: str | float, schedule: str, depth: int) -> list[float]:
     if schedule == "geometric":
         return [scale * 0.8 ** (depth - 1 - i) for i in range(depth)]
     if schedule == "linear":
-        return [float(value) for value in jnp.linspace(0.1, scale, depth)]
+        return [float(value) for value in np.linspace(0.1, scale, depth)]
     return [float(scale)] * depth
