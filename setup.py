@@ -9,6 +9,8 @@ EXTRAS = {
     "torch": ["torch>=2.6"],
     # Builds and reads TensorFlow-free data sets (array_record) by their TFDS name.
     "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
+    # Computes candidates of objects (selective search), once a data set.
+    "roi": ["scikit-image>=0.24"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "notebooks": ["jupyterlab", "matplotlib"],
@@ -20,6 +22,7 @@ EXTRAS["test"] = [
     "beartype",
     "ruff",
     *EXTRAS["tfds"],
+    *EXTRAS["roi"],
 ]
 
 setup(

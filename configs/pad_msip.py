@@ -5,6 +5,8 @@ Reproduces the pre-training of the paper's main row: MAE ViT-B/16 (ImageNet-1k, 
 FLIR 45.2 AP, SODA 68.4 mIoU, MFNet 47.2 / 48.8 mIoU (val / test), about +-0.1; full continued
 pre-training 44.4, 67.0, 46.4 / 47.7.
 
+    python -m datasets.msip RAW --out MSIP           # from the eight downloads; says what lacks
+    python -m vadapt.data.roi_candidates MSIP        # once: where crops may be drawn
     python -m vadapt.main --config=configs/pad_msip.py --workdir=runs/pad \\
         --config.data.path=MSIP --config.model.weights=mae_pretrain_vit_base_full.pth
 
@@ -57,12 +59,14 @@ def paper(size: str) -> ConfigDict:
     config.baselines = False  # train the `full` paradigm as well, in WORKDIR/full
 
     config.data = data = ConfigDict()
-    data.source = "folder"
+    data.source = "msip"
     data.path = "MSIP"
     data.tfds_name = ""
     data.split = "train"
     data.image_size = (224, 224)
     data.crop_area = (0.2, 1.0)
+    data.roi_probability = 0.85  # of crops around candidates of objects; 0: crops anywhere
+    data.roi_min_side = 60  # of such a crop, in pixels of the image
     data.mean, data.std = 0.3801, 0.1871  # of MSIP, all channels
     data.max_corrupt = 0.01
     data.view, data.num_scenes, data.scene_seed = "thermal", 4096, 0  # of the source `scenes`
@@ -126,11 +130,12 @@ def scenes(config: ConfigDict) -> None:
     config.data.source, config.data.path = "scenes", ""
     config.data.image_size = (64, 64)
     config.data.crop_area = (0.5, 1.0)
+    config.data.roi_probability, config.data.roi_min_side = 0.0, 16
     config.model.backbone, config.model.weights = "vit_micro", "vit_micro_scenes"
     config.method.hidden = 64
     config.data.mean, config.data.std = 0.452, 0.173  # of the thermal scenes
     config.task.decoder_width, config.task.decoder_depth, config.task.decoder_heads = 64, 2, 2
-    config.optimizer.base_lr = 8e-3
+    config.optimizer.base_lr = 1.6e-2
     config.optimizer.late = ()  # too few steps to wait for the gates
     config.optimizer.warmup_share = 0.1
     config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"

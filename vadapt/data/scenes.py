@@ -53,6 +53,7 @@ VIEWS = ("visible", "thermal")
 FIELDS = (
     "image", "next_image", "visible", "next_visible", "thermal", "next_thermal", "mask",
     "next_mask", "instances", "boxes_xyxy", "box_classes", "box_categories", "labels", "flow",
+    "rois",
 )  # fmt: skip
 MIN_SIDE = 16
 
@@ -183,6 +184,12 @@ class Scene:
     def boxes_xyxy(self) -> Float32[np.ndarray, "n 4"]:
         """Bounds in pixels of the visible part of each instance, ends exclusive; near to far."""
         return np.array(self._found[1], np.float32).reshape(-1, 4)
+
+    @property
+    def rois(self) -> Int32[np.ndarray, "n 4"]:
+        """The boxes as (x, y, w, h): candidates of objects, for crops around them, at no cost."""
+        corners = self.boxes_xyxy.astype(np.int32)
+        return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
 
     @functools.cached_property
     def box_categories(self) -> Int32[np.ndarray, " n"]:

@@ -8,20 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from vadapt.data.msip import Msip
+from vadapt.data.roi_crop import RandomRoiCrop, RoiRules
 from vadapt.data.scenes import SceneOptions, Scenes
 from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.data.stream import Stream, make_stream
-from vadapt.data.transforms import HorizontalFlip, RandomResizedCrop
+from vadapt.data.transforms import HorizontalFlip, RandomResizedCrop, Transform
 from vadapt.errors import ConfigError, nearest
 
-SOURCES = ("scenes", "folder", "tfds")
+SOURCES = ("scenes", "folder", "msip", "tfds")
 
 
 def make_source(data: Any) -> Source:
     """The images that `config.data` names.
 
-    Fields: `source` ("scenes", "folder" or "tfds"), `path` (of a folder, or where TFDS keeps its
-    data), `tfds_name`, `split`, and for scenes `num_scenes`, `view`, `image_size`, `scene_seed`.
+    Fields: `source` ("scenes", "folder", "msip" or "tfds"), `path` (of a folder, of MSIP's root, or
+    where TFDS keeps its data), `tfds_name`, `split`, and for scenes `num_scenes`, `view`,
+    `image_size`, `scene_seed`.
 
     Raises:
         ConfigError: an unknown source, or a folder without a path.
@@ -31,13 +34,30 @@ def make_source(data: Any) -> Source:
         return Scenes(
             data.num_scenes,
             view=data.view,
+            fields=("image", "rois") if data.get("roi_probability", 0.0) else ("image",),
             seed=data.scene_seed,
             options=SceneOptions(height=height, width=width),
         )
     if data.source == "folder":
         if not data.path:
             raise ConfigError("config.data.source is 'folder': give --config.data.path=DIR")
+        if data.get("roi_probability", 0.0):
+            raise ConfigError(
+                "a folder has no candidates of objects to crop around: arrange it as MSIP and give "
+                "--config.data.source=msip, or crop anywhere: --config.data.roi_probability=0"
+            )
         return Folder(data.path)
+    if data.source == "msip":
+        if not data.path:
+            raise ConfigError("config.data.source is 'msip': give --config.data.path=ROOT")
+        msip = Msip(data.path)
+        if data.get("roi_probability", 0.0) and not msip.has_rois:
+            raise ConfigError(
+                f"no candidates of objects in {data.path!r}: compute them, once, with python -m "
+                f"vadapt.data.roi_candidates {data.path}, or crop anywhere with "
+                "--config.data.roi_probability=0"
+            )
+        return msip
     if data.source == "tfds":
         return Tfds(data.tfds_name, data.split, data_dir=data.path or None)
     raise ConfigError(
@@ -45,8 +65,25 @@ def make_source(data: Any) -> Source:
     )
 
 
+def random_crop(data: Any) -> Transform:
+    """The crop of `config.data`: anywhere, or around candidates of objects ("rois" of a record).
+
+    Fields: `image_size`, `crop_area`; and for the latter `roi_probability` (0: anywhere; else see
+    `RoiRules.probability`) and `roi_min_side` (of a crop, in pixels; a candidate has two thirds).
+    """
+    size, area = tuple(data.image_size), tuple(data.crop_area)
+    if not data.get("roi_probability", 0.0):
+        return RandomResizedCrop(size, area=area)
+    rules = RoiRules(
+        probability=data.roi_probability,
+        min_side=data.roi_min_side,
+        min_candidate_side=max(round(data.roi_min_side * 2 / 3), 1),
+    )
+    return RandomRoiCrop(size, rules, area=area)
+
+
 def training_stream(config: Any, fields: tuple[str, ...] = ("image",)) -> Stream:
-    """Batches of this process for `config`: random resized crops, flipped half of the time.
+    """Batches of this process for `config`: random crops, flipped half of the time.
 
     Args:
         fields: of a record, the ones that the task reads; only these travel to the device.
@@ -55,7 +92,7 @@ def training_stream(config: Any, fields: tuple[str, ...] = ("image",)) -> Stream
     return make_stream(
         make_source(data),
         [
-            RandomResizedCrop(tuple(data.image_size), area=tuple(data.crop_area)),
+            random_crop(data),
             HorizontalFlip(),
         ],
         batch_size=config.batch_size,
