@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
 
 from vadapt import adapters
+from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.backbones.vit import VARIANTS, vit
-from vadapt.errors import ConfigError, nearest
-from vadapt.weights.load import Report, load_weights
+from vadapt.errors import ConfigError, WeightsError, nearest
+from vadapt.partition import Frozen, mark
+from vadapt.weights.load import Report, arrays_of, load_weights
 
 BACKBONES = {f"vit_{variant}": variant for variant in VARIANTS}
 
@@ -62,3 +66,29 @@ def load(model: nnx.Module, config: Any) -> Report | None:
         allow_missing=tuple(config["allow_missing"]),
         allow_unexpected=tuple(config["allow_unexpected"]),
     )
+
+
+def create_teacher(
+    name: str, weights: str, *, image_size: int | Sequence[int], rngs: nnx.Rngs | int = 0
+) -> Tower:
+    """A tower that a student learns from, with its weights; nothing ever trains it.
+
+    Args:
+        name: "clip_b16", "slip_b16", "dino_b16" or "vit_micro".
+        weights: as in `load_weights`; what the file holds besides the tower (a text tower) is
+            passed over. An empty name leaves it at random.
+
+    Raises:
+        ConfigError: no such teacher.
+        WeightsError: the file lacks a part of the tower.
+    """
+    rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
+    teacher = tower(name, image_size=image_size, rngs=rngs)
+    if weights:
+        arrays, title = arrays_of(weights)
+        pattern = kind_of(name).names
+        arrays = {key: value for key, value in arrays.items() if re.fullmatch(pattern, key)}
+        if not arrays:
+            raise WeightsError(f"{title} holds no {name!r}: no name matches {pattern!r}")
+        load_weights(teacher, arrays)
+    return mark(teacher, Frozen)

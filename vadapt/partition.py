@@ -33,6 +33,10 @@ class Head(nnx.Param):
     """A weight of what a task puts on top of the backbone: a decoder, a classifier."""
 
 
+class Frozen(nnx.Param):
+    """A weight that no setting trains, "everything" included: one of a fixed teacher."""
+
+
 class Constant(nnx.Variable):
     """A table that never trains: fixed position embeddings, fixed scales. Imported and saved."""
 
@@ -98,7 +102,7 @@ def split(model: nnx.Module, trainable: Trainable = DEFAULT) -> Partition:
     selects = selector(model, trainable)
 
     def trains(path: Path, variable: Any) -> bool:
-        return _is_a(variable, nnx.Param) and selects(path, variable)
+        return _may_train(variable) and selects(path, variable)
 
     graph, chosen, rest, state = nnx.split(model, trains, nnx.Param, ...)
     return Partition(graph, *(nnx.to_pure_dict(part) for part in (chosen, rest, state)))
@@ -162,7 +166,7 @@ def _by_name(model: nnx.Module, name: str) -> Callable[[Path, Any], bool]:
     if name in NAMED:
         return selector(model, NAMED[name])
     pattern = re.compile(name)
-    paths = [key for key, value in variables(model).items() if isinstance(value, nnx.Param)]
+    paths = [key for key, value in variables(model).items() if _may_train(value)]
     if not any(pattern.fullmatch(path) for path in paths):
         raise ConfigError(
             f"no parameter matches {name!r}; nearest: {', '.join(_nearest_paths(name, paths))}. "
@@ -177,6 +181,10 @@ def _nearest_paths(pattern: str, paths: list[str], number: int = 4) -> list[str]
         return difflib.SequenceMatcher(None, pattern, path, autojunk=False).ratio()
 
     return sorted(paths, key=likeness, reverse=True)[:number]
+
+
+def _may_train(variable: Any) -> bool:
+    return _is_a(variable, nnx.Param) and not _is_a(variable, Frozen)
 
 
 def _is_a(variable: Any, kinds: Any) -> bool:

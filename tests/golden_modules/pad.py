@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from tests.golden_modules import pad_recipe
+from tests.golden_modules import pad_milan, pad_recipe, pad_roi
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
@@ -166,5 +166,7 @@ MODULES = {
     "interpolate_pos_embed": interpolate,
     "adjust_learning_rate": learning_rate,
     **pad_recipe.MODULES,
+    **pad_roi.MODULES,
+    **pad_milan.MODULES,
 }
 COUNTS = pad_recipe.COUNTS

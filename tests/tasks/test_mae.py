@@ -16,7 +16,11 @@ UPDATED = 26_841_088
 
 
 def small_config(**changes):
-    config = pad_msip.get_config("scenes")
+    return shrunk_for_tests(pad_msip.get_config("scenes"), **changes)
+
+
+def shrunk_for_tests(config, **changes):
+    """A config with little data, random weights, and these other settings."""
     config.model.weights = ""
     config.data.image_size = (32, 32)
     config.data.num_scenes = 16

@@ -18,6 +18,11 @@ def gelu_exact(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jax.nn.gelu(x, approximate=False)
 
 
+def gelu_quick(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """CLIP's GELU, x * sigmoid(1.702 x); differs from the exact one by up to 0.02."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def xavier_linear(
     inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
@@ -96,9 +101,18 @@ class Attention(nnx.Module):
         self.proj = xavier_linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        qkv = rearrange(self.qkv(x), "b n (t h d) -> t b n h d", t=3, h=self.num_heads)
-        out = jax.nn.dot_product_attention(qkv[0], qkv[1], qkv[2])
+        out = jax.nn.dot_product_attention(*self._heads(x))
         return self.proj(rearrange(out, "b n h d -> b n (h d)"))
+
+    def weights(self, x: Float[Array, "b n d"]) -> Float[Array, "b h n n"]:
+        """How much every token takes from every other, in float32; the last axis sums to 1."""
+        queries, keys, _ = self._heads(x)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(logits * queries.shape[-1] ** -0.5, axis=-1)
+
+    def _heads(self, x: Array) -> tuple[Array, Array, Array]:
+        qkv = rearrange(self.qkv(x), "b n (t h d) -> t b n h d", t=3, h=self.num_heads)
+        return qkv[0], qkv[1], qkv[2]
 
 
 class Mlp(nnx.Module):
@@ -169,6 +183,7 @@ class Block(nnx.Module):
         norm_epsilon: float = 1e-6,
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
+        activation: Callable[[Array], Array] = gelu_exact,
         rngs: nnx.Rngs,
     ):
         def branch(inner: nnx.Module) -> Branch:
@@ -180,7 +195,8 @@ class Block(nnx.Module):
             )
 
         self.attn = branch(Attention(width, num_heads, qkv_bias=qkv_bias, rngs=rngs))
-        self.mlp = branch(Mlp(width, int(width * mlp_ratio), rngs=rngs))
+        hidden = int(width * mlp_ratio)
+        self.mlp = branch(Mlp(width, hidden, activation=activation, rngs=rngs))
 
     def __call__(self, x: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
         attn_key, mlp_key = split_key(key, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from vadapt.backbones.layers import Block, LayerNorm, OptionalKey, split_key
+from vadapt.backbones.layers import Block, LayerNorm, OptionalKey, gelu_exact, split_key
 from vadapt.backbones.positions import resize_table, sincos_table
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.partition import Constant
@@ -37,7 +37,15 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, each through one linear map (a convolution with its own stride)."""
 
-    def __init__(self, width: int, patch_size: int, in_channels: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        patch_size: int,
+        in_channels: int,
+        *,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
         self.patch_size = patch_size
         # Xavier over (patch numbers, width): what MAE does, not a convolution's usual fan.
         patch_numbers = in_channels * patch_size**2
@@ -49,6 +57,7 @@ class PatchEmbed(nnx.Module):
             (patch_size, patch_size),
             strides=(patch_size, patch_size),
             padding="VALID",
+            use_bias=use_bias,
             kernel_init=_uniform(limit),
             bias_init=_uniform(bias_limit),
             rngs=rngs,
@@ -75,6 +84,8 @@ class ViT(nnx.Module):
         layer_scale: initial value of a learned factor a channel on both branches; None for none.
         drop_path_rate: of the last block; grows linearly from 0 at the first.
         final_norm: whether a norm follows the last block.
+        first_norm, patch_bias, activation: a norm before the first block, a bias of the patch
+            embedding, the MLPs' activation; CLIP's towers differ from the rest in all three.
 
     >>> import jax
     >>> model = ViT(width=8, depth=2, num_heads=2, patch_size=4, image_size=16, rngs=nnx.Rngs(0))
@@ -101,6 +112,9 @@ class ViT(nnx.Module):
         drop_path_rate: float = 0.0,
         final_norm: bool = True,
         norm_epsilon: float = 1e-6,
+        first_norm: bool = False,
+        patch_bias: bool = True,
+        activation: Callable[[Array], Array] = gelu_exact,
         rngs: nnx.Rngs,
     ):
         if width % num_heads:
@@ -109,12 +123,15 @@ class ViT(nnx.Module):
         self.width = width
         self.patch_size = patch_size
         self.grid = (height_px // patch_size, width_px // patch_size)
-        self.patch_embed = PatchEmbed(width, patch_size, in_channels, rngs=rngs)
+        self.patch_embed = PatchEmbed(
+            width, patch_size, in_channels, use_bias=patch_bias, rngs=rngs
+        )
         normal = nnx.initializers.normal(0.02)
         self.cls_token = (
             nnx.Param(normal(rngs.params(), (width,), jnp.float32)) if class_token else None
         )
         self.pos_embed = self._make_positions(positions, rngs)
+        self.first_norm = LayerNorm(width, epsilon=norm_epsilon) if first_norm else None
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nnx.List(
             [
@@ -126,6 +143,7 @@ class ViT(nnx.Module):
                     norm_epsilon=norm_epsilon,
                     layer_scale=layer_scale,
                     drop_path_rate=rate,
+                    activation=activation,
                     rngs=rngs,
                 )
                 for rate in rates
@@ -160,11 +178,11 @@ class ViT(nnx.Module):
         tokens = tokens + table[None, self.num_extra :]
         if keep_ids is not None:
             tokens = jnp.take_along_axis(tokens, keep_ids[..., None], axis=1)
-        if self.cls_token is None:
-            return tokens
-        first = self.cls_token[...].astype(grid.dtype) + table[0]
-        first = jnp.broadcast_to(first, (tokens.shape[0], 1, self.width))
-        return jnp.concatenate([first, tokens], axis=1)
+        if self.cls_token is not None:
+            first = self.cls_token[...].astype(grid.dtype) + table[0]
+            first = jnp.broadcast_to(first, (tokens.shape[0], 1, self.width))
+            tokens = jnp.concatenate([first, tokens], axis=1)
+        return tokens if self.first_norm is None else self.first_norm(tokens)
 
     def __call__(
         self,
@@ -185,6 +203,19 @@ class ViT(nnx.Module):
             # The name lets a rematerialising step keep block boundaries and nothing else.
             x = checkpoint_name(block(x, block_key), "block")
         return x if self.norm is None else self.norm(x)
+
+    def with_attention(
+        self, images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n n"]]:
+        """Tokens as a call gives them, and the last block's attention, averaged over its heads."""
+        x = self.embed(images)
+        *before, last = self.blocks
+        for block in before:
+            x = block(x)
+        attend: Any = last.attn.inner
+        attention = attend.weights(last.attn.norm(x)).mean(axis=1)
+        x = last(x)
+        return (x if self.norm is None else self.norm(x)), attention
 
     def features(
         self,

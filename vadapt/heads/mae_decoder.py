@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +28,8 @@ class MAEDecoder(nnx.Module):
     Source: MAE, arXiv:2111.06377, section 3.
     """
 
+    block_type: ClassVar[Callable[..., nnx.Module]] = Block
+
     def __init__(
         self,
         encoder_width: int,
@@ -47,7 +50,7 @@ class MAEDecoder(nnx.Module):
         self.blocks = mark(
             nnx.List(
                 [
-                    Block(
+                    self.block_type(
                         width,
                         num_heads,
                         mlp_ratio=mlp_ratio,
@@ -75,6 +78,18 @@ class MAEDecoder(nnx.Module):
             restore_ids: for each raster place, its number in the shuffled order (kept ones first).
             grid: (rows, columns) of patches; None for the grid the decoder was made for.
         """
+        x = self.fill(latent, restore_ids, grid)
+        for block in self.blocks:
+            x = checkpoint_name(block(x), "block")
+        return self.pred(self.norm(x))[:, 1:]
+
+    def fill(
+        self,
+        latent: Float[Array, "b k1 d"],
+        restore_ids: Int[Array, "b n"],
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Array, "b n1 e"]:
+        """The decoder's input: all tokens in raster order, mask tokens where none was visible."""
         x = self.embed(latent)
         b, k1, d = x.shape
         num_removed = restore_ids.shape[1] - (k1 - 1)
@@ -84,7 +99,4 @@ class MAEDecoder(nnx.Module):
         patches = jnp.take_along_axis(patches, restore_ids[..., None], axis=1)
         x = jnp.concatenate([x[:, :1], patches], axis=1)
         table = resize_table(self.pos_embed[...], self.grid, grid or self.grid)
-        x = x + table[None].astype(x.dtype)
-        for block in self.blocks:
-            x = checkpoint_name(block(x), "block")
-        return self.pred(self.norm(x))[:, 1:]
+        return x + table[None].astype(x.dtype)

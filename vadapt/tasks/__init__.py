@@ -8,7 +8,7 @@ from typing import Any
 from vadapt.errors import ConfigError, nearest
 
 # config.task.name -> the class that trains it.
-TASKS = {"mae": "vadapt.tasks.mae:MAETask"}
+TASKS = {"mae": "vadapt.tasks.mae:MAETask", "milan": "vadapt.tasks.milan:MILANTask"}
 
 
 def make_task(config: Any) -> Any:

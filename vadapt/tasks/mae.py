@@ -83,6 +83,9 @@ class MAETask:
     Reads `config.data`, `config.model`, `config.method`, `config.task` and `config.eval`.
     """
 
+    decoder_type = MAEDecoder
+    picture_titles = ("input", "visible patches", "reconstruction")
+
     def __init__(self, config: Any):
         self.config = config
         self.probe = SceneProbe(config) if config.eval.probe_scenes else None
@@ -97,11 +100,10 @@ class MAETask:
             layer_scale=None,
             rngs=rngs,
         )
-        patch_numbers = backbone.patch_size**2 * 3
-        decoder = MAEDecoder(
+        decoder = self.decoder_type(
             backbone.width,
             backbone.grid,
-            patch_numbers,
+            self._outputs(backbone),
             width=config.task.decoder_width,
             depth=config.task.decoder_depth,
             num_heads=config.task.decoder_heads,
@@ -110,6 +112,10 @@ class MAETask:
         model = MaskedAutoencoder(backbone, decoder)
         models.load(model, config.model)
         return models.graft(model, config.method, seed=config.seed)
+
+    def _outputs(self, backbone: ViT) -> int:
+        """How many numbers are predicted for a patch."""
+        return backbone.patch_size**2 * 3
 
     def stream(self) -> Stream:
         """Training images, cropped and flipped: {"image": uint8 [b, h, w, c]}."""
@@ -134,14 +140,17 @@ class MAETask:
         mask_key: Key[Array, ""],
         drop_key: OptionalKey = None,
     ) -> tuple[Array, Array, Masking]:
-        size = model.backbone.patch_size
-        num_patches = (images.shape[1] // size) * (images.shape[2] // size)
-        noise = jax.random.uniform(mask_key, (images.shape[0], num_patches))
-        masking = random_masking(noise, self.config.task.mask_ratio)
+        masking = self._random_masking(model, images, mask_key)
         _, prediction = model(images, masking, drop_key)
         norm_pixels = self.config.task.norm_pixels
         loss = model.loss(images, prediction, masking.mask, norm_pixels=norm_pixels)
         return loss, prediction, masking
+
+    def _random_masking(self, model: MaskedAutoencoder, images: Array, key: Array) -> Masking:
+        size = model.backbone.patch_size
+        num_patches = (images.shape[1] // size) * (images.shape[2] // size)
+        noise = jax.random.uniform(key, (images.shape[0], num_patches))
+        return random_masking(noise, self.config.task.mask_ratio)
 
     def evaluate(self, model: MaskedAutoencoder) -> dict[str, float]:
         """Scores of the backbone: a linear probe on labelled scenes, if the config asks for it."""
@@ -154,18 +163,17 @@ class MAETask:
     def pictures(
         self, model: MaskedAutoencoder, batch: dict[str, np.ndarray]
     ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Input, masked input and reconstruction of the first images of a batch."""
+        """The first images of a batch, each a row of what `picture_titles` says."""
         number = min(self.config.eval.num_pictures, len(batch["image"]))
         image = jnp.asarray(batch["image"][:number])
         graph, state = nnx.split(model)
         pixels = self._jitted_draw(graph, nnx.to_pure_dict(state), image)
         rows = [[np.asarray(column[i]) for column in pixels] for i in range(number)]
-        titles = ["input", "visible patches", "reconstruction"]
-        return {"reconstruction": contact_sheet(rows, titles, cell=128)}
+        return {"reconstruction": contact_sheet(rows, list(self.picture_titles), cell=128)}
 
     @functools.cached_property
     def _jitted_draw(self) -> Callable[..., Any]:
-        def draw(graph: Any, tree: Any, image: Array) -> tuple[Array, Array, Array]:
+        def draw(graph: Any, tree: Any, image: Array) -> tuple[Array, ...]:
             # Fixed masks, so that pictures of different steps compare.
             return self._draw(nnx.merge(graph, tree), image, jax.random.key(0))
 
@@ -173,8 +181,7 @@ class MAETask:
 
     def _draw(
         self, model: MaskedAutoencoder, image: Array, key: Key[Array, ""]
-    ) -> tuple[Array, Array, Array]:
-        data = self.config.data
+    ) -> tuple[Array, ...]:
         images = self._normalised(image)
         _, prediction, masking = self._reconstruct(model, images, key)
         size = model.backbone.patch_size
@@ -186,10 +193,11 @@ class MAETask:
             prediction = prediction * patches.std(-1, keepdims=True, ddof=1) + mean
         removed = masking.mask[..., None]
         grid = (images.shape[1] // size, images.shape[2] // size)
-        grey = jnp.zeros_like(patches)
-        masked = unpatchify(patches * (1 - removed) + grey * removed, size, grid)
+        masked = unpatchify(patches * (1 - removed), size, grid)  # zero is grey
         filled = unpatchify(patches * (1 - removed) + prediction * removed, size, grid)
-        return tuple(  # type: ignore[return-value]
-            jnp.clip(inputs.denormalise(x, data.mean, data.std), 0.0, 1.0)
-            for x in (images, masked, filled)
-        )
+        return tuple(self._shown(x) for x in (images, masked, filled))
+
+    def _shown(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Normalised images as people see them, in 0-1."""
+        data = self.config.data
+        return jnp.clip(inputs.denormalise(images, data.mean, data.std), 0.0, 1.0)

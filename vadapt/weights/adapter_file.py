@@ -13,7 +13,7 @@ from flax import nnx
 
 from vadapt import __version__
 from vadapt.errors import WeightsError
-from vadapt.partition import DEFAULT, Trainable, Tree, flatten, split, variables
+from vadapt.partition import DEFAULT, Frozen, Trainable, Tree, flatten, split, variables
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.load import assign
 
@@ -46,7 +46,7 @@ def save_adapter(
 
 
 def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> None:
-    """Writes every parameter of a model, heads included, for `load_weights`.
+    """Writes every parameter of a model but a teacher's, heads included, for `load_weights`.
 
     Args:
         dtype: to store as; "float16" halves the file and is far finer than training noise.
@@ -54,7 +54,7 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
     arrays = {
         name: np.asarray(value[...]).astype(dtype)
         for name, value in variables(model).items()
-        if isinstance(value, nnx.Param)
+        if isinstance(value, nnx.Param) and not isinstance(value, Frozen)
     }
     write_arrays(path, arrays, {"vadapt": __version__})
 

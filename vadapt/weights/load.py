@@ -17,11 +17,13 @@ from flax import nnx
 from vadapt.backbones.positions import resize_table
 from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
+from vadapt.weights import mmselfsup
+from vadapt.weights.clip import CLIP, SLIP
 from vadapt.weights.files import read_arrays
 from vadapt.weights.mae import MAE
 from vadapt.weights.tables import Table, convert
 
-FAMILIES: tuple[Table, ...] = (MAE,)
+FAMILIES: tuple[Table, ...] = (MAE, CLIP, SLIP)
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -59,10 +61,12 @@ def load_weights(
     Args:
         source: a `.safetensors`, `.npz` or `.pth` file (the last needs torch), the name of a
             shipped asset ("vit_micro_scenes"), or arrays by name. Names may be vadapt's paths or
-            those of the official MAE and PAD checkpoints.
+            those of the official MAE, MILAN, PAD, CLIP, SLIP and DINO checkpoints, or of
+            MMSelfSup's.
         allow_missing: patterns of the model's paths that the file may lack and that then keep
             their values, such as "decoder/.*" for a file with the encoder alone.
-        allow_unexpected: patterns of the file's names that the model has no place for.
+        allow_unexpected: patterns of the file's names that the model has no place for; an array
+            of another shape than the model's is passed over if both lists allow it.
 
     Returns:
         The report; print it.
@@ -76,7 +80,7 @@ def load_weights(
     >>> len(report.loaded), report.missing
     (77, [])
     """
-    arrays, title = _arrays_of(source)
+    arrays, title = arrays_of(source)
     values, report = match_weights(
         model,
         arrays,
@@ -105,7 +109,8 @@ def match_weights(
     report = Report(family)
     values: dict[str, jax.Array] = {}
     for path, array in converted.items():
-        if path in places:
+        may_differ = _matches(path, allow_missing) and _matches(path, allow_unexpected)
+        if path in places and not (may_differ and _misfits(path, array, places[path])):
             values[path] = _fit(path, array, model, places[path], report)
         else:
             unknown.append(path)
@@ -158,7 +163,8 @@ def variables_in_place(model: nnx.Module) -> dict[str, nnx.Variable]:
     }
 
 
-def _arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The arrays that a `source` of `load_weights` stands for, and what to call it in messages."""
     if isinstance(source, Mapping):
         return dict(source), "the given dictionary"
     asset = ASSETS / f"{source}.safetensors"
@@ -173,6 +179,7 @@ def _arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], 
 def _translate(
     arrays: Mapping[str, Any], model: nnx.Module
 ) -> tuple[str, dict[str, Any], list[str]]:
+    arrays = mmselfsup.renamed(arrays)
     backbone = "backbone/" if hasattr(model, "backbone") else ""
     known = {table.family: sum(map(table.knows, arrays)) for table in FAMILIES}
     family = max(known, key=lambda name: known[name])
@@ -205,6 +212,11 @@ def _fit(
     return value.astype(wanted.dtype)
 
 
+def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
+    """Whether an array is of another shape than its place, and no position table to resize."""
+    return np.shape(array) != place.shape and not path.endswith("pos_embed")
+
+
 def _fit_positions(path: str, table: jax.Array, model: nnx.Module, report: Report) -> jax.Array:
     owner: Any = model
     for part in path.split("/")[:-1]:
@@ -218,4 +230,8 @@ def _fit_positions(path: str, table: jax.Array, model: nnx.Module, report: Repor
 
 
 def _not_matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    return [name for name in names if not any(re.fullmatch(p, name) for p in patterns)]
+    return [name for name in names if not _matches(name, patterns)]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,4 +1,7 @@
-"""Names of the official MAE and PAD checkpoints (timm's ViT names, plus adapters and decoder)."""
+"""Names of the official MAE, MILAN and PAD checkpoints: timm's ViT names, adapters, decoders.
+
+A plain ViT under timm's names, such as DINO's, is a file without adapters and without a decoder.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ def block_rules(source: str, target: str) -> tuple[Rule, ...]:
     return (
         Rule(name + r"norm1\.weight", path + "attn/norm/scale"),
         Rule(name + r"norm1\.bias", path + "attn/norm/bias"),
-        Rule(name + r"attn\.(qkv|proj)\.weight", path + r"attn/inner/\2/kernel", "linear"),
-        Rule(name + r"attn\.(qkv|proj)\.bias", path + r"attn/inner/\2/bias"),
+        Rule(name + r"attn\.(qkv|q|kv|proj)\.weight", path + r"attn/inner/\2/kernel", "linear"),
+        Rule(name + r"attn\.(qkv|q|kv|proj)\.bias", path + r"attn/inner/\2/bias"),
         Rule(name + r"norm2\.weight", path + "mlp/norm/scale"),
         Rule(name + r"norm2\.bias", path + "mlp/norm/bias"),
         Rule(name + r"mlp\.(fc1|fc2)\.weight", path + r"mlp/inner/\2/kernel", "linear"),
@@ -30,17 +33,22 @@ def block_rules(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
+def trunk_rules(prefix: str = "") -> tuple[Rule, ...]:
+    """Rules of a whole timm ViT; `prefix` is a pattern of what stands before each name."""
+    return (
+        Rule(prefix + "cls_token", "cls_token", "vector"),
+        Rule(prefix + "pos_embed", "pos_embed", "table"),
+        Rule(prefix + r"patch_embed\.proj\.weight", "patch_embed/proj/kernel", "conv"),
+        Rule(prefix + r"patch_embed\.proj\.bias", "patch_embed/proj/bias"),
+        *block_rules(prefix + "blocks", "blocks"),
+        Rule(prefix + r"norm\.weight", "norm/scale"),
+        Rule(prefix + r"norm\.bias", "norm/bias"),
+    )
+
+
 MAE = Table(
     family="mae",
-    backbone=(
-        Rule("cls_token", "cls_token", "vector"),
-        Rule("pos_embed", "pos_embed", "table"),
-        Rule(r"patch_embed\.proj\.weight", "patch_embed/proj/kernel", "conv"),
-        Rule(r"patch_embed\.proj\.bias", "patch_embed/proj/bias"),
-        *block_rules("blocks", "blocks"),
-        Rule(r"norm\.weight", "norm/scale"),
-        Rule(r"norm\.bias", "norm/bias"),
-    ),
+    backbone=trunk_rules(),
     head=(
         Rule(r"decoder_embed\.weight", "decoder/embed/kernel", "linear"),
         Rule(r"decoder_embed\.bias", "decoder/embed/bias"),

@@ -1,0 +1,123 @@
+"""Golden cases of MILAN under PAD: the teachers, the prompting block, the whole pre-training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tests.golden_modules.pad_models import Arrays, build_backbone, imported, nhwc
+from vadapt.backbones.layers import gelu_quick
+from vadapt.backbones.teachers import Tower
+from vadapt.backbones.vit import ViT
+from vadapt.heads.milan_decoder import PromptingBlock, PromptingDecoder
+from vadapt.tasks.mae import random_masking
+from vadapt.tasks.milan import MILAN, semantic_masking
+
+
+class Holder(nnx.Module):
+    """A stack of decoder blocks where the name table expects it."""
+
+    def __init__(self, blocks: list[nnx.Module]):
+        self.decoder = nnx.Module()
+        self.decoder.blocks = nnx.List(blocks)
+
+
+def prompting_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    block = PromptingBlock(
+        config["dim"],
+        config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        norm_epsilon=config["ln_eps"],
+        rngs=nnx.Rngs(0),
+    )
+    named = {f"decoder_blocks.0.{name}": value for name, value in params.items()}
+    block = imported(Holder([block]), named).decoder.blocks[0]
+    # `ids_restore` says where keys stand in raster order, which attention does not see.
+    return {"y": block(inputs["x"], inputs["fixed"])}
+
+
+def clip_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    rngs = nnx.Rngs(0)
+    backbone = ViT(
+        width=config["width"],
+        depth=config["layers"],
+        num_heads=config["heads"],
+        patch_size=config["patch_size"],
+        image_size=config["resolution"],
+        norm_epsilon=config["ln_eps"],
+        patch_bias=False,
+        first_norm=True,
+        activation={"quick_gelu": gelu_quick}[config["act"]],
+        rngs=rngs,
+    )
+    tower = Tower(backbone, config["output_dim"], rngs=rngs)
+    tower = imported(tower, {f"visual.{name}": value for name, value in params.items()})
+    features, attention = tower(nhwc(inputs["imgs"]))
+    return {"feat": features, "attn": attention}
+
+
+def dino_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    rngs = nnx.Rngs(0)
+    backbone = ViT(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        num_heads=config["num_heads"],
+        patch_size=config["patch_size"],
+        image_size=config["img_size"],
+        norm_epsilon=config["ln_eps"],
+        rngs=rngs,
+    )
+    tower = imported(Tower(backbone, rngs=rngs), params)
+    features, attention = tower(nhwc(inputs["imgs"]))
+    return {"feat": features, "attn": attention}
+
+
+def milan(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    rngs = nnx.Rngs(0)
+    backbone = build_backbone(config, rngs)
+    decoder = PromptingDecoder(
+        config["embed_dim"],
+        backbone.grid,
+        config["target_dim"],
+        width=config["decoder_embed_dim"],
+        depth=config["decoder_depth"],
+        num_heads=config["decoder_num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        norm_epsilon=config["ln_eps"],
+        rngs=rngs,
+    )
+    model = imported(MILAN(backbone, decoder), params)
+    images = nhwc(inputs["imgs"])
+    # Without a teacher the original draws at random, whatever `attn_mask` says.
+    if config["use_clip"] and config["attn_mask"]:
+        importance = inputs["teacher_attn"][:, 0, 1:]
+        gumbel = -jnp.log(inputs["exp_noise"])
+        masking = semantic_masking(importance, gumbel, config["mask_ratio"])
+    else:
+        masking = random_masking(inputs["noise"], config["mask_ratio"])
+    latent, prediction = model(images, masking)
+    loss = model.loss(
+        images,
+        prediction,
+        masking.mask,
+        norm_pixels=config["norm_pix_loss"],
+        features=inputs["teacher_feat"] if config["use_clip"] else None,
+    )
+    return {
+        "loss": loss,
+        "pred": prediction if config["use_clip"] else prediction[:, 1:],
+        "latent": latent,
+        "mask": masking.mask,
+        "ids_restore": masking.restore_ids,
+        "ids_shuffle": jnp.argsort(masking.restore_ids, axis=1),
+    }
+
+
+MODULES = {
+    "Block_fordecoder": prompting_block,
+    "CLIP visual teacher": clip_teacher,
+    "DINO ViT teacher": dino_teacher,
+    "MILAN MaskedAutoencoderViT": milan,
+}
