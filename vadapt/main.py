@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
     try:
         distributed.start()
-        run.run(CONFIG.value, Path(WORKDIR.value), mode=MODE.value)
+        run.run(CONFIG.value, Path(str(WORKDIR.value)), mode=MODE.value)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, VadaptError):
             _print_error(error)

@@ -16,6 +16,8 @@ from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.loop import Outcome, fit
 from vadapt.weights.adapter_file import save_adapter, save_model
 
+Config = Any  # a ConfigDict, whose fields no type checker knows
+
 # Settings that do not change what is trained: a workdir is gone on with under other ones.
 FREE = (
     "run.",
@@ -30,7 +32,7 @@ _SHOWN = 8  # differences in a message
 
 
 def run(
-    config: ConfigDict,
+    config: Config,
     workdir: str | Path,
     *,
     mode: str = "train",
@@ -88,7 +90,7 @@ def run(
     return result
 
 
-def full_training(config: ConfigDict) -> ConfigDict:
+def full_training(config: Config) -> Config:
     """The same run without a method and with everything trained: what adapters are held against."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -99,7 +101,7 @@ def full_training(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def claim(config: ConfigDict, workdir: Path, *, begun: bool, write: bool = True) -> None:
+def claim(config: Config, workdir: Path, *, begun: bool, write: bool = True) -> None:
     """Writes `config.json` into a workdir; refuses one that holds a run of other settings.
 
     Args:
@@ -156,7 +158,7 @@ def closing_table(
     return "\n".join(lines)
 
 
-def _export(task: Any, config: ConfigDict, outcome: Outcome, path: Path) -> None:
+def _export(task: Any, config: Config, outcome: Outcome, path: Path) -> None:
     save_adapter(
         path,
         task.export(outcome.model),

@@ -28,7 +28,9 @@ SIGNS: tuple[str, ...] = (
     "no entry",
     "traffic light",
 )
-VEHICLE_LENGTHS = dict(zip(VEHICLES, (4.2, 4.2, 4.2, 4.8, 4.8, 6.6, 8.6), strict=True))
+VEHICLE_LENGTHS: dict[str, float] = dict(
+    zip(VEHICLES, (4.2, 4.2, 4.2, 4.8, 4.8, 6.6, 8.6), strict=True)
+)
 
 # Slots of vehicles, persons, signs, trees and buildings: rows of their tables of looks.
 BODY, GLASS, TYRE, HOOD, UNDER, TAIL, HEAD, EXTRA, LOAD = range(9)
