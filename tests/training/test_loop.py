@@ -245,6 +245,15 @@ def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, changes
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a shell starts its background jobs with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_acts_as_usual():
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
