@@ -20,7 +20,6 @@ EXTRAS["test"] = [
     "pytest-xdist",
     "hypothesis",
     "beartype",
-    "ruff",
     *EXTRAS["tfds"],
     *EXTRAS["roi"],
 ]
