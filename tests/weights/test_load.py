@@ -1,5 +1,8 @@
 """Import: official names, all or nothing, and one report."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +110,33 @@ def test_a_torch_checkpoint_loads_through_the_same_path(tmp_path):
     load_weights(twin, arrays)
     for name, value in variables(model).items():
         np.testing.assert_array_equal(value[...], variables(twin)[name][...])
+
+
+def test_torch_files_are_read_with_weights_only_and_unwrapped(tmp_path, monkeypatch):
+    class Tensor:
+        dtype = "float32"
+
+        def __init__(self, array):
+            self.numpy = lambda: array
+
+    asked = {}
+
+    def load(path, **options):
+        asked.update(options)
+        return {"epoch": 3, "model": {name: Tensor(a) for name, a in official().items()}}
+
+    torch = types.SimpleNamespace(load=load, Tensor=Tensor, bfloat16="bfloat16")
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    (tmp_path / "mae.pth").touch()
+    assert len(load_weights(autoencoder(), tmp_path / "mae.pth").loaded) == len(official())
+    assert asked["weights_only"] is True
+
+
+def test_a_torch_file_without_torch_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "mae.pth").touch()
+    with pytest.raises(WeightsError, match=r"vadapt\[torch\]"):
+        load_weights(autoencoder(), tmp_path / "mae.pth")
 
 
 def test_roles_survive_loading():
