@@ -44,6 +44,8 @@ def measure(title: str, seed: int, steps: int | None) -> dict[str, Any]:
     visible.eval.probe_scenes = config.eval.probe_scenes
     with tempfile.TemporaryDirectory() as workdir:
         outcome = fit(make_task(config), config, workdir)
+    if not outcome.finished:
+        raise SystemExit("stopped by a signal; the same command does what is left")
     backbone = outcome.model.backbone
     return {
         "paradigm": title,

@@ -32,7 +32,10 @@ def measure(seed: int, steps: int | None) -> dict[str, float]:
     if steps:
         config.total_steps = steps
     with tempfile.TemporaryDirectory() as workdir:
-        return run(config, Path(workdir))
+        result = run(config, Path(workdir))
+    if not result:
+        raise SystemExit("stopped by a signal")
+    return result
 
 
 def table(results: dict[int, dict[str, float]]) -> str:
