@@ -164,6 +164,7 @@ MODULES = {
     "patchify/forward_loss": patchify_loss,
     "get_2d_sincos_pos_embed": sincos,
     "interpolate_pos_embed": interpolate,
+    "load_checkpoint pos_embed": interpolate,
     "adjust_learning_rate": learning_rate,
     **pad_recipe.MODULES,
     **pad_roi.MODULES,

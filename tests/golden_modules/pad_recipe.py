@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc
-from vadapt.backbones.positions import relative_position_index, resize_table
+from vadapt.backbones.positions import relative_position_index
 from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.mae import MaskedAutoencoder, random_masking
 from vadapt.training.optim import decays, layer_decay_scales, make_optimizer, warmup_cosine
@@ -135,12 +135,6 @@ def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -
     }
 
 
-def segmentation_positions(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    source, target = config["src_grid"], config["dst_grid"]
-    table = resize_table(inputs["pos_embed"][0], (source, source), (target, target))
-    return {"pos_embed": table[None]}
-
-
 def relative_index(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return {"index": relative_position_index(tuple(config["window"]))}
 
@@ -149,7 +143,6 @@ MODULES = {
     "PAD pre-training steps": training_steps,
     "PAD trainable set": trainable_set,
     "param_groups_lrd": layer_decay_groups,
-    "load_checkpoint pos_embed": segmentation_positions,
     "RelativePositionBias.index": relative_index,
 }
 COUNTS = {"PAD pre-training steps": counts_in_training_steps}
