@@ -104,6 +104,14 @@ def training_stream(config: Any, fields: tuple[str, ...] = ("image",)) -> Stream
     )
 
 
+def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a whole batch of `training_stream`; thermal scenes are grey, the rest colour."""
+    data = config.data
+    channels = 1 if data.source == "scenes" and data.view == "thermal" else 3
+    shape = (config.batch_size, *data.image_size, channels)
+    return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+
 def normalise(images: UInt8[Array, "b h w c"], mean: float, std: float) -> Float[Array, "b h w 3"]:
     """Images 0-255 as the model sees them: (x / 255 - mean) / std, one channel shown thrice."""
     x = (images.astype(jnp.float32) / 255.0 - mean) / std

@@ -90,8 +90,12 @@ class MAETask:
         self.config = config
         self.probe = SceneProbe(config) if config.eval.probe_scenes else None
 
-    def build(self) -> MaskedAutoencoder:
-        """The model with its pretrained weights and the method grafted in."""
+    def build(self, *, pretrained: bool = True) -> MaskedAutoencoder:
+        """The model with its pretrained weights and the method grafted in.
+
+        Args:
+            pretrained: False leaves every weight at random and reads no file.
+        """
         config, rngs = self.config, nnx.Rngs(self.config.seed)
         backbone = models.create(
             config.model.backbone,
@@ -110,7 +114,8 @@ class MAETask:
             rngs=rngs,
         )
         model = MaskedAutoencoder(backbone, decoder)
-        models.load(model, config.model)
+        if pretrained:
+            models.load(model, config.model)
         return models.graft(model, config.method, seed=config.seed)
 
     def _outputs(self, backbone: ViT) -> int:
@@ -120,6 +125,10 @@ class MAETask:
     def stream(self) -> Stream:
         """Training images, cropped and flipped: {"image": uint8 [b, h, w, c]}."""
         return inputs.training_stream(self.config)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a whole batch of `stream` looks like, without reading any data."""
+        return inputs.batch_shapes(self.config)
 
     def loss(
         self, model: MaskedAutoencoder, batch: dict[str, Array], key: Key[Array, ""]

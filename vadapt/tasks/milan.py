@@ -102,14 +102,14 @@ class MILANTask(MAETask):
         if task.target == "features":
             self.picture_titles = ("input", "visible", "teacher's attention", "likeness")
 
-    def build(self) -> MILAN:
+    def build(self, *, pretrained: bool = True) -> MILAN:
         """The model with its pretrained weights, the method grafted in, and the teacher."""
-        task, model = self.config.task, super().build()
+        task, model = self.config.task, super().build(pretrained=pretrained)
         if task.target == "pixels" and not task.semantic_masking:
             return MILAN(model.backbone, model.decoder)
         teacher = models.create_teacher(
             task.teacher,
-            task.teacher_weights,
+            task.teacher_weights if pretrained else "",
             image_size=tuple(self.config.data.image_size),
             rngs=nnx.Rngs(self.config.seed),
         )

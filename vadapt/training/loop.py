@@ -19,8 +19,8 @@ from vadapt.training import sharding
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.interrupt import StopSignal
 from vadapt.training.logging import RunLog
-from vadapt.training.optim import learning_rate, make_optimizer
-from vadapt.training.step import State, StepOptions, cast, init_state, make_step
+from vadapt.training.program import Program, check_batch, make_program
+from vadapt.training.step import State, cast
 
 
 class Outcome(NamedTuple):
@@ -50,12 +50,11 @@ class Session(NamedTuple):
 class Run(NamedTuple):
     """A model on the mesh, ready to step."""
 
+    program: Program
     graph: Any
     frozen: Tree
     initial: Tree  # what trains, before the first step
     state: State
-    step: Callable[..., Any]  # pure: (frozen, state, batch) to (state, metrics)
-    shardings: Any  # of the state
 
 
 def fit(
@@ -69,7 +68,8 @@ def fit(
     """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
 
     Args:
-        task: offers build(), stream(), loss(model, batch, key) and pictures(model, batch).
+        task: offers build(), stream(), loss(model, batch, key) and pictures(model, batch); see
+            docs/architecture.md.
         stop_at: an earlier step to be content with (to evaluate a run that is not finished).
         devices: to train on; by default all.
 
@@ -107,7 +107,7 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
     task, config, mesh, stream, example, checkpoints, log, stop = session
     state = run.state
     start = done = int(state["step"])
-    step = _compile(session, run) if start < last else run.step
+    step = _compile(session, run) if start < last else run.program.step
     watch = Watch(checkpoints)
     seconds = 0.0
 
@@ -219,47 +219,29 @@ def _prepare(session: Session) -> Run:
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
     del model
-    options = StepOptions(**config.parallel.step)
-    schedule = learning_rate(config.optimizer, config.total_steps, config.batch_size)
-    optimizer = make_optimizer(
-        config.optimizer, parts.trainable, schedule, total_steps=config.total_steps
-    )
+    program = make_program(parts, task.loss, config, mesh)
     frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
-    frozen = sharding.place(frozen, sharding.tree_sharding(frozen, mesh))
-
-    def begin(trainable: Tree) -> State:
-        return init_state(parts._replace(trainable=trainable), optimizer, options)
-
-    fresh = jax.eval_shape(begin, parts.trainable)
-    shardings = sharding.tree_sharding(fresh, mesh)
-    initial = sharding.place(parts.trainable, shardings["trainable"])
+    frozen = sharding.place(frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen))
+    initial = sharding.place(parts.trainable, program.shardings["trainable"])
     newest = checkpoints.latest()
     if newest is None:
         # Jitted, so that it is a copy: steps donate the state, and `initial` must outlive them.
-        state = jax.jit(begin, out_shardings=shardings)(initial)
+        state = jax.jit(program.begin, out_shardings=program.shardings)(initial, parts.state)
         stream.seek(0)
     else:
-        wanted = {"state": sharding.abstract(fresh, shardings), "position": 0}
-        restored = checkpoints.restore(wanted)
+        restored = checkpoints.restore({"state": program.state, "position": 0})
         state, position = restored["state"], restored["position"]
         stream.seek(position)
         if checkpoints.restored != newest:  # that one was damaged
             log.rewind(int(state["step"]))
         log.text(f"going on from step {int(state['step'])}")
-    step = make_step(parts.graph, task.loss, optimizer, schedule, options, seed=config.seed)
-    return Run(parts.graph, frozen, initial, state, step, shardings)
+    return Run(program, parts.graph, frozen, initial, state)
 
 
 def _compile(session: Session, run: Run) -> Callable[..., Any]:
     began = time.perf_counter()
-    jitted = jax.jit(
-        run.step,
-        donate_argnums=1,
-        out_shardings=(run.shardings, sharding.replicated(session.mesh)),
-    )
     batch = sharding.place_batch(session.example, session.mesh)
-    with jax.set_mesh(session.mesh):  # for kernels that map themselves over the batch
-        compiled = jitted.lower(run.frozen, run.state, batch).compile()
+    compiled = run.program.lower(batch).compile()
     line = f"step compiled in {time.perf_counter() - began:.1f} s"
     memory = compiled.memory_analysis()
     if memory:  # not every backend tells
@@ -291,10 +273,4 @@ def _check(config: Any, devices: int) -> None:
     for name in ("log_every", "checkpoint_every"):
         if config.run[name] < 1:
             raise ConfigError(f"config.run.{name}={config.run[name]}; it is a number of steps")
-    parts = devices * config.parallel.step.accumulate
-    if config.batch_size < 1 or config.batch_size % parts:
-        raise ConfigError(
-            f"config.batch_size={config.batch_size} does not divide over {devices} devices times "
-            f"{config.parallel.step.accumulate} micro-batches; the next that does is "
-            f"{max(-(-config.batch_size // parts), 1) * parts}"
-        )
+    check_batch(config, devices)

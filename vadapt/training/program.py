@@ -1,0 +1,100 @@
+"""From a config to the one program of a run: its step over a mesh, before there is any number.
+
+The loop runs it, `vadapt.plan` compiles it for machines that are not here: the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vadapt.errors import ConfigError
+from vadapt.partition import Partition, Tree
+from vadapt.training import sharding
+from vadapt.training.optim import learning_rate, make_optimizer
+from vadapt.training.step import State, StepOptions, cast, init_state, make_step
+
+
+class Program(NamedTuple):
+    """A step, and what it takes: shapes, dtypes and shardings, no numbers."""
+
+    mesh: Mesh
+    frozen: Tree  # in config.parallel.frozen_dtype
+    state: State
+    begin: Callable[[Tree, Tree], State]  # (trainable, variables) to the state before all steps
+    step: Callable[..., Any]  # pure: (frozen, state, batch) to (state, metrics)
+
+    @property
+    def shardings(self) -> State:
+        """Where each leaf of the state lies."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+    def lower(self, batch: Mapping[str, Any]) -> Any:
+        """The step as XLA takes it, for a batch (arrays or their shapes); `.compile()` it."""
+        place = sharding.batch_sharding(self.mesh)
+        shapes = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+            for name, x in batch.items()
+        }
+        jitted = jax.jit(
+            self.step,
+            donate_argnums=1,
+            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+        )
+        with jax.set_mesh(self.mesh):  # for kernels that map themselves over the batch
+            return jitted.lower(self.frozen, self.state, shapes)
+
+
+def make_program(parts: Partition, loss: Callable[..., Any], config: Any, mesh: Mesh) -> Program:
+    """The program of `config` for a model's partition, of arrays or of their shapes.
+
+    Args:
+        loss: of a task: (model, batch, key) to (loss, metrics).
+
+    Raises:
+        ConfigError: the batch does not divide over the devices.
+    """
+    check_batch(config, mesh.size)
+    options = StepOptions(**config.parallel.step)
+    schedule = learning_rate(config.optimizer, config.total_steps, config.batch_size)
+    optimizer = make_optimizer(
+        config.optimizer, parts.trainable, schedule, total_steps=config.total_steps
+    )
+
+    def begin(trainable: Tree, variables: Tree) -> State:
+        return init_state(parts._replace(trainable=trainable, state=variables), optimizer, options)
+
+    def stored(frozen: Tree) -> Tree:
+        return cast(frozen, jnp.dtype(config.parallel.frozen_dtype))
+
+    def placed(function: Callable[..., Any], *trees: Tree) -> Any:
+        shapes = jax.eval_shape(function, *trees)
+        return sharding.abstract(shapes, sharding.tree_sharding(shapes, mesh))
+
+    return Program(
+        mesh,
+        placed(stored, parts.frozen),
+        placed(begin, parts.trainable, parts.state),
+        begin,
+        make_step(parts.graph, loss, optimizer, schedule, options, seed=config.seed),
+    )
+
+
+def check_batch(config: Any, devices: int) -> None:
+    """Refuses a batch that cannot be cut evenly, with the next size that can.
+
+    Raises:
+        ConfigError: as said.
+    """
+    accumulate = config.parallel.step.accumulate
+    parts = devices * accumulate
+    if config.batch_size < 1 or config.batch_size % parts:
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} does not divide over {devices} devices times "
+            f"{accumulate} micro-batches; the next that does is "
+            f"{max(-(-config.batch_size // parts), 1) * parts}"
+        )
