@@ -66,7 +66,7 @@ def to_channels(
     if image.shape[-1] == channels:
         return image
     if image.shape[-1] == 1 and channels == 3:
-        return np.repeat(image, 3, axis=-1)
+        return np.broadcast_to(image, (*image.shape[:2], 3))  # a view: no copy of it until resized
     if image.shape[-1] == 3 and channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[..., None]
     raise ValueError(f"cannot turn {image.shape[-1]} channels into {channels}; both must be 1 or 3")

@@ -41,10 +41,14 @@ def resize(
     """
     if image.shape[:2] == size:
         return image
-    flat = image[..., 0] if image.shape[-1] == 1 else image
+    # Grey shown in three channels is a view of one: a third of the work, and the same numbers.
+    grey = image.shape[-1] == 1 or image.strides[-1] == 0
+    flat = image[..., 0] if grey else image
     resized = Image.fromarray(np.ascontiguousarray(flat)).resize(
         (size[1], size[0]), Image.Resampling.BICUBIC
     )
+    if grey and image.shape[-1] == 3:
+        resized = Image.merge("RGB", (resized,) * 3)
     return np.asarray(resized).reshape(*size, image.shape[-1])
 
 
@@ -148,7 +152,11 @@ class HorizontalFlip:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         if rng.random() >= self.probability:
             return record
-        return record | {key: record[key][:, ::-1] for key in ("image", "mask") if key in record}
+        mirrored = np.arange(record["image"].shape[1])[::-1]
+        # Copied here, by a reading thread, and not by the one that stacks the batch.
+        return record | {
+            key: record[key].take(mirrored, axis=1) for key in ("image", "mask") if key in record
+        }
 
 
 @dataclasses.dataclass(frozen=True)
