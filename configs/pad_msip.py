@@ -105,7 +105,7 @@ def paper(size: str) -> ConfigDict:
     parallel.step = ConfigDict()
     parallel.step.compute_dtype = "bfloat16"
     parallel.step.accumulate = 1
-    parallel.step.remat = False
+    parallel.step.remat = "none"
     parallel.step.ema = 0.0
 
     config.eval = evaluation = ConfigDict()

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "vadapt"
 # From the ground up; a file imports from its own floor or one below. `training` stands beside the
 # models: it knows the partition, and no task.
 FLOORS = [
-    {"errors", "__init__"},
-    {"partition", "drawing", "kernels", "losses", "data", "metrics"},
+    {"errors", "command_line", "__init__"},
+    {"partition", "remat", "drawing", "kernels", "losses", "data", "metrics"},
     {"backbones"},
     {"heads", "necks", "weights"},
     {"adapters"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
-    {"main"},
+    {"main", "plan"},
 ]
 # Rooms that the plan keeps apart though their floors would allow it.
 FORBIDDEN = {

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from configs import pad_msip
+from tests.training.toy import full_disk
 from vadapt import run
-from vadapt.errors import ConfigError, DataError
+from vadapt.errors import ConfigError, DataError, TrainingError
 from vadapt.tasks import make_task
+from vadapt.training import checkpoint
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.loop import fit
 from vadapt.weights.adapter_file import load_adapter
@@ -81,6 +83,7 @@ def test_a_finished_run_leaves_its_numbers(finished):
     assert result["trainable_parameters"] == 102_592
     assert result["images_per_second"] > 0
     assert len(losses(workdir)) == 6
+    assert not (workdir / "compiled").exists()  # there is a cache already, see above
     assert read(workdir, "config.json")["batch_size"] == 16
     pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
     assert pictures == ["reconstruction_000004.png", "reconstruction_000006.png"]
@@ -113,11 +116,35 @@ def test_evaluation_scores_the_newest_checkpoint_and_writes_only_that(finished):
     assert {path: path.stat().st_mtime_ns for path in _outputs(workdir)} == before
 
 
-def test_a_finished_run_keeps_its_numbers_when_it_is_resumed(finished, tmp_path):
+def test_a_finished_run_keeps_its_numbers_when_it_is_resumed(finished, tmp_path, monkeypatch):
     workdir, result = finished
+    looked_through, find_damage = [], checkpoint.find_damage
+    monkeypatch.setattr(
+        checkpoint, "find_damage", lambda path: looked_through.append(path) or find_damage(path)
+    )
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     config = tiny(run__log_every=2, eval__num_pictures=1)  # how to watch may change
     assert run.run(config, tmp_path, mode="resume", devices=one()) == result
+    assert len(looked_through) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
+@pytest.mark.usefixtures("capsys")  # captures in memory, not in a file
+def test_a_full_disk_at_the_end_leaves_the_former_adapter(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    adapter = tmp_path / "adapter.safetensors"
+    before = adapter.read_bytes()
+    full = pytest.raises(TrainingError, match=r"cannot write .*adapter\.safetensors': File too")
+    with full, full_disk(len(before) // 2):
+        run.run(tiny(eval__probe_scenes=0), tmp_path, devices=one())
+    assert adapter.read_bytes() == before
+    assert read(tmp_path) == finished[1]
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot write .*file/run/config\.json': Not a dir"):
+        run.run(tiny(), tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("mode", ["resume", "evaluate"])

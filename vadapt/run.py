@@ -14,6 +14,7 @@ from vadapt.errors import ConfigError
 from vadapt.tasks import make_task
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.loop import Outcome, fit
+from vadapt.training.storage import writing
 from vadapt.weights.adapter_file import save_adapter, save_model
 
 Config = Any  # a ConfigDict, whose fields no type checker knows
@@ -43,7 +44,7 @@ def run(
     Args:
         mode: "train", "resume" (a checkpoint must exist) or "evaluate" (no training: scores the
             newest checkpoint, also of an unfinished run, writes `evaluation.json` and leaves
-            everything else but the pictures as it is).
+            everything else but pictures and compiled programs as it is).
         devices: to train on; by default all.
 
     Returns:
@@ -51,9 +52,11 @@ def run(
 
     Raises:
         ConfigError: the workdir belongs to other settings, or has no checkpoint to go on from.
+        TrainingError: a file cannot be written, or see `fit`.
     """
     workdir = Path(workdir)
-    latest = Checkpoints(workdir / "checkpoints").latest()
+    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.run.keep_last)
+    latest = checkpoints.latest()
     if mode != "train" and latest is None:
         raise ConfigError(
             f"--mode={mode}: no complete checkpoint under {str(workdir)!r}; --mode=train starts one"
@@ -61,7 +64,8 @@ def run(
     evaluating = mode == "evaluate"
     claim(config, workdir, begun=latest is not None, write=not evaluating)
     task = make_task(config)
-    outcome = fit(task, config, workdir, stop_at=latest if evaluating else None, devices=devices)
+    stop_at = latest if evaluating else None
+    outcome = fit(task, config, workdir, stop_at=stop_at, devices=devices, checkpoints=checkpoints)
     if not outcome.finished:
         return {}
     _say("scoring the model before and after ...")
@@ -84,7 +88,8 @@ def run(
     }
     if jax.process_index() == 0:
         if not evaluating:
-            _export(task, config, outcome, workdir / "adapter.safetensors")
+            with writing(workdir / "adapter.safetensors"):
+                _export(task, config, outcome, workdir / "adapter.safetensors")
         _write_json(workdir / ("evaluation.json" if evaluating else "result.json"), result)
     _say(closing_table(scores, result, workdir))
     return result
@@ -194,7 +199,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)

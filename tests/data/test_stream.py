@@ -301,3 +301,14 @@ def test_a_folder_with_a_broken_file_trains(tmp_path, caplog):
     assert all(batch["image"].shape == (4, 8, 8, 3) for batch in take(stream, 8))
     assert stream.num_corrupt == 1
     assert caplog.text.count("broken.jpg") == 1
+
+
+@pytest.mark.parametrize("length", [1, 7, 13])
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_one_pass_of_several_processes_counts_every_element_once(process_count, length):
+    counted = []
+    for index in range(process_count):
+        options = {"process_index": index, "process_count": process_count}
+        for batch in batches(Numbered(length), [], 6, **options):
+            counted += batch["id"][batch["valid"]].tolist()
+    assert sorted(counted) == list(range(length))

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vadapt.errors import ConfigError
+from tests.training.toy import full_disk
+from vadapt.errors import ConfigError, TrainingError
 from vadapt.training.logging import RunLog
+
+NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)  # 852 bytes as PNG
 
 
 @pytest.fixture
@@ -92,6 +95,33 @@ def test_a_resumed_run_drops_what_was_written_after_its_start(tmp_path, capsys):
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20, 25]
     assert "dropped 2 lines after step 20" in capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("*.tmp")} == set()
+
+
+@pytest.mark.parametrize(
+    ("size", "write", "named"),
+    [
+        (100, lambda log: log.text("x" * 200), "log.txt"),
+        (100, lambda log: log.metrics(2, {f"m_{i}": 0.5 for i in range(20)}), "metrics.jsonl"),
+        (100, lambda log: log.image(2, "a", NOISE), "pictures/a_000002.png"),
+        (860, lambda log: log.image(2, "a", NOISE), "tensorboard"),
+    ],
+)
+@pytest.mark.usefixtures("capsys")  # captures in memory, not in a file
+def test_a_full_disk_is_named_and_leaves_a_log_to_go_on_with(tmp_path, size, write, named):
+    with make_log(tmp_path) as log:
+        log.metrics(1, {"loss": 1.0})
+    full = pytest.raises(TrainingError, match=f"cannot write '.*/{named}': File too large")
+    with full, full_disk(size), make_log(tmp_path, start_step=1) as log:
+        write(log)
+    with make_log(tmp_path, start_step=1) as log:
+        log.metrics(2, {"loss": 2.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot write '.*/file/run': Not a directory"):
+        make_log(tmp_path / "file" / "run")
 
 
 def test_tensorboard_gets_scalars_and_pictures(tmp_path, rng):

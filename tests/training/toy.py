@@ -1,6 +1,8 @@
 """A task that compiles in a moment, for tests of the loop: a frozen layer and a head above it."""
 
+import contextlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -12,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vadapt.data.stream import make_stream
+from vadapt.errors import VadaptError
 from vadapt.partition import Head
 from vadapt.training import distributed, loop
 
@@ -28,11 +31,23 @@ def toy_config(**changes):
     config.optimizer.update({"beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.05})
     config.optimizer.update({"layer_decay": 1.0, "clip_norm": 0.0, "late": ()})
     config.parallel = {"fsdp": 1, "frozen_dtype": "float32"}
-    config.parallel.step = {"compute_dtype": "float32", "accumulate": 1, "remat": False, "ema": 0.0}
+    config.parallel.step = {"compute_dtype": "float32", "accumulate": 1}
+    config.parallel.step.update({"remat": "none", "ema": 0.0})
     config.eval = {"every": 0}
     config.run = {"log_every": 2, "checkpoint_every": 4, "keep_last": 3, "wandb": False}
     config.update(changes)
     return config
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file can grow beyond that many bytes, for whoever runs the tests, root or not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class ToyModel(nnx.Module):
@@ -99,13 +114,19 @@ class Disturbed:
         return batch
 
 
-def main(workdir, total_steps, pause):
-    """A run of its own process, to be stopped or killed; saves every five steps."""
+def main(workdir, total_steps, pause, fsdp=1, checkpoint_every=5):
+    """A run of its own process, to be stopped or killed."""
     distributed.start(timeout=60)
-    config = toy_config(total_steps=int(total_steps), run={"log_every": 1, "checkpoint_every": 5})
+    config = toy_config(total_steps=int(total_steps), parallel={"fsdp": int(fsdp)})
+    config.run.update({"log_every": 1, "checkpoint_every": int(checkpoint_every)})
     config.task.pause = float(pause)
     alone = jax.process_count() == 1
-    loop.fit(ToyTask(config), config, workdir, devices=jax.devices()[:1] if alone else None)
+    try:
+        loop.fit(ToyTask(config), config, workdir, devices=jax.devices()[:1] if alone else None)
+    except VadaptError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        distributed.leave_at_once()
+        raise
 
 
 if __name__ == "__main__":

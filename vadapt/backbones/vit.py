@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from vadapt import remat
 from vadapt.backbones.layers import Block, LayerNorm, OptionalKey, gelu_exact, split_key
 from vadapt.backbones.positions import resize_table, sincos_table
 from vadapt.errors import ConfigError, ShapeError, nearest
@@ -200,8 +200,7 @@ class ViT(nnx.Module):
         """
         x = self.embed(images, keep_ids)
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            # The name lets a rematerialising step keep block boundaries and nothing else.
-            x = checkpoint_name(block(x, block_key), "block")
+            x = remat.call(block, x, block_key)
         return x if self.norm is None else self.norm(x)
 
     def with_attention(

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from vadapt import remat
 from vadapt.backbones.layers import Block, LayerNorm, xavier_linear
 from vadapt.backbones.positions import resize_table, sincos_table
 from vadapt.partition import Constant, Head, mark
@@ -80,7 +80,7 @@ class MAEDecoder(nnx.Module):
         """
         x = self.fill(latent, restore_ids, grid)
         for block in self.blocks:
-            x = checkpoint_name(block(x), "block")
+            x = remat.call(block, x)
         return self.pred(self.norm(x))[:, 1:]
 
     def fill(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from vadapt import remat
 from vadapt.backbones.layers import Branch, LayerNorm, Mlp, xavier_linear
 from vadapt.heads.mae_decoder import MAEDecoder
 
@@ -87,7 +87,7 @@ class PromptingDecoder(MAEDecoder):
         shuffled = jnp.concatenate([x[:, :1], shuffled], axis=1)
         fixed, removed = shuffled[:, :num_fixed], shuffled[:, num_fixed:]
         for block in self.blocks:
-            removed = checkpoint_name(block(removed, fixed), "block")
+            removed = remat.call(block, removed, fixed)
         shuffled = jnp.concatenate([fixed, removed], axis=1)
         patches = jnp.take_along_axis(shuffled[:, 1:], restore_ids[..., None], axis=1)
         return self.pred(self.norm(jnp.concatenate([shuffled[:, :1], patches], axis=1)))

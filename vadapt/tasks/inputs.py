@@ -105,7 +105,7 @@ def training_stream(config: Any, fields: tuple[str, ...] = ("image",)) -> Stream
 
 
 def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a whole batch of `training_stream`; thermal scenes are grey, the rest colour."""
+    """Shapes of a whole batch of `training_stream`; thermal scenes are grey, the rest colour."""
     data = config.data
     channels = 1 if data.source == "scenes" and data.view == "thermal" else 3
     shape = (config.batch_size, *data.image_size, channels)

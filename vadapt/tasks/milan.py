@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from vadapt import models
@@ -58,12 +57,7 @@ class MILAN(MaskedAutoencoder):
         """The teacher's features of all tokens, and how its class token attends to patches."""
         assert self.teacher is not None
         features, attention = self.teacher(images)
-        # Named, so that a rematerialising step keeps them: the teacher would run twice.
-        features, importance = (
-            checkpoint_name(jax.lax.stop_gradient(x), "block")
-            for x in (features, attention[:, 0, 1:])
-        )
-        return features, importance
+        return jax.lax.stop_gradient(features), jax.lax.stop_gradient(attention[:, 0, 1:])
 
     def loss(
         self,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import math
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from vadapt.errors import ConfigError, WeightsError, nearest
+from vadapt.errors import ConfigError, VadaptError, WeightsError, nearest
+from vadapt.training.storage import cannot_write
 from vadapt.training.stored_tree import as_dict, find_damage, one_line, read_tree
 
 # orbax is imported inside the functions: it costs 0.2 s, which `import vadapt` should not pay.
@@ -83,6 +85,7 @@ class Checkpoints:
         Raises:
             ConfigError: `metrics` is given without `best_metric`.
             WeightsError: a leaf that cannot be stored.
+            TrainingError: this one, or the one before it, cannot be written.
         """
         import orbax.checkpoint as ocp
 
@@ -90,9 +93,7 @@ class Checkpoints:
         score = self._check_metrics(metrics)
         if step not in self._ours:
             stored = as_dict(tree)
-            if step in self._manager.all_steps():
-                self._manager.wait_until_finished()
-                self._manager.delete(step)
+            self.wait()
             items: dict[str, Any] = {_TREE: ocp.args.PyTreeSave(stored)}
             if metrics:
                 # JSON knows no NaN: what is not finite is stored as null.
@@ -100,7 +101,10 @@ class Checkpoints:
                 finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
                 items[_METRICS] = ocp.args.JsonSave(finite)
             self._saving, self._scores[step] = step, score
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            with self._writing():
+                if step in self._manager.all_steps():
+                    self._manager.delete(step)
+                self._manager.save(step, args=ocp.args.Composite(**items), force=True)
             self._ours.add(step)
         if wait:
             self.wait()
@@ -171,20 +175,28 @@ class Checkpoints:
         return self._best_of(self.steps())
 
     def wait(self) -> None:
-        """Returns when the save in progress is on disk; raises what went wrong with it."""
+        """Returns when the save in progress is on disk.
+
+        Raises:
+            TrainingError: it cannot be written; those before it are still there.
+        """
         if "_manager" in self.__dict__:
-            self._manager.wait_until_finished()
+            with self._writing():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the save in progress and ends the background threads; `save` starts anew."""
         if "_manager" in self.__dict__:
-            self.__dict__.pop("_manager").close()
+            with self._writing():
+                self.__dict__.pop("_manager").close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        # Of two errors the first is the one to hear: the second usually follows from it.
+        with contextlib.suppress(Exception) if error else contextlib.nullcontext():
+            self.close()
 
     @functools.cached_property
     def _manager(self) -> Any:
@@ -197,6 +209,17 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what killed runs left half-written
         )
         return ocp.CheckpointManager(self.directory, options=options)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names the checkpoint that cannot be written; orbax tells it at the next call only."""
+        try:
+            yield
+        except (VadaptError, jax.errors.JaxRuntimeError):  # the latter: a process is gone
+            raise
+        except Exception as error:  # tensorstore and orbax raise many types
+            self._ours.discard(self._saving)
+            raise cannot_write(f"{self.directory}/{self._saving}", error) from error
 
     def _stays(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Which checkpoints stay; orbax asks during a save and deletes after its commit."""
@@ -252,7 +275,7 @@ class Checkpoints:
 
     def _try(self, step: int, abstract: Any) -> tuple[Any, str | None]:
         """The tree of one checkpoint, or in one line why it cannot be read: damage, not misfit."""
-        failure = self._damage(step)
+        failure = None if step in self._sound else self._damage(step)
         if failure is not None:
             return None, failure
         tree, misfit = None, None

@@ -1,13 +1,29 @@
-"""Stopping cleanly: SIGTERM (preemption) and Ctrl-C end a run at the next step boundary."""
+"""Stopping: a signal (preemption, Ctrl-C) ends a run at the next step, a lost process at once."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import re
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 import jax
+
+from vadapt.errors import TrainingError
+
+_GONE = (
+    "another process of this run is gone, and this one cannot go on alone{why}. What that process "
+    "said last tells the reason; if it said nothing it was killed: by hand, for its memory, or "
+    "with its machine. Start all of them again with the same command: they go on from the newest "
+    "checkpoint."
+)
+# What XLA says of a collective, or of its coordination service, that lost one of its members.
+_LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|heartbeat|[Cc]onnection")
+_C_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
 class StopSignal:
@@ -57,3 +73,39 @@ class StopSignal:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def partners() -> Iterator[None]:
+    """Says in a few lines that another process of the run is gone, where jax says it in pages.
+
+    A collective may fail at once (gloo does), which becomes a TrainingError. Else, after 100 s
+    without a sign of life (at once if it was process 0), jax aborts this process: our words are
+    then the last ones, and the exit code is 1.
+
+    Raises:
+        TrainingError: as said.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    handler = _C_HANDLER(_last_words)
+    before = library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        why = f" ({str(error).splitlines()[0][:200]})"
+        raise TrainingError(_GONE.format(why=why)) from error
+    finally:
+        library.signal(signal.SIGABRT, before)
+
+
+def _last_words(number: int) -> None:
+    """Called by C from the thread that aborts: a handler of Python's would come too late."""
+    os.write(2, f"\nTrainingError: {_GONE.format(why='')}\n".encode())
+    os._exit(1)

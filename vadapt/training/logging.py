@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vadapt.errors import ConfigError
+from vadapt.training.storage import writing
 
 # rich, tensorboardX, PIL and wandb are imported on first use, to keep `import vadapt` fast.
 
@@ -80,7 +81,8 @@ class RunLog:
         if progress is None:
             progress = self._console.is_terminal and not self._console.is_dumb_terminal
         self._show_bar = progress
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        with writing(self.workdir):
+            self.workdir.mkdir(parents=True, exist_ok=True)
         if wandb:
             self._wandb = _open_wandb(self.workdir, wandb_project, run_name, config)
         dropped = _drop_later(self.workdir / "metrics.jsonl", start_step)
@@ -100,8 +102,7 @@ class RunLog:
             return
         self._print(message)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with open(self.workdir / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{stamp} {message}\n")
+        _append(self.workdir / "log.txt", f"{stamp} {message}\n")
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds numbers (also NumPy or jax scalars) to `metrics.jsonl`, TensorBoard and W&B.
@@ -114,8 +115,7 @@ class RunLog:
         numbers = {name: float(values[name]) for name in sorted(values)}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         line = json.dumps({"step": int(step), "time": round(time.time(), 3), **finite})
-        with open(self.workdir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        _append(self.workdir / "metrics.jsonl", line + "\n")
         self._write_events(step, [{"tag": k, "simple_value": x} for k, x in numbers.items()])
         if self._wandb is not None:
             self._wandb.log(numbers, step=int(step))
@@ -129,8 +129,9 @@ class RunLog:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         path = self.workdir / "pictures" / f"{name}_{int(step):06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
         height, width, _ = image.shape
         picture = {"height": height, "width": width, "colorspace": 3}
         picture["encoded_image_string"] = buffer.getvalue()
@@ -179,10 +180,11 @@ class RunLog:
         if self._bar is not None:
             self._bar.stop()
         _detach(self._handler)
-        if self._events is not None:
-            self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
+        if self._events is not None:
+            with writing(self.workdir / "tensorboard"):
+                self._events.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -223,18 +225,19 @@ class RunLog:
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
-        if self._events is None:
-            folder = self.workdir / "tensorboard"
-            folder.mkdir(exist_ok=True)
-            # A file's name has the time in seconds only: a quick restart would overwrite it.
-            suffix = f".{os.getpid()}.{perf_counter():.6f}"
-            self._events = EventsWriter(str(folder / "events"), suffix)
-            start = SessionLog(status=SessionLog.START)  # hides later steps of other files
-            event = Event(wall_time=time.time(), step=self._start + 1, session_log=start)
-            self._events.write_event(event)
-        summary = Summary(value=[Summary.Value(**value) for value in values])
-        self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
-        self._events.flush()
+        folder = self.workdir / "tensorboard"
+        with writing(folder):
+            if self._events is None:
+                folder.mkdir(exist_ok=True)
+                # A file's name has the time in seconds only: a quick restart would overwrite it.
+                suffix = f".{os.getpid()}.{perf_counter():.6f}"
+                self._events = EventsWriter(str(folder / "events"), suffix)
+                start = SessionLog(status=SessionLog.START)  # hides later steps of other files
+                event = Event(wall_time=time.time(), step=self._start + 1, session_log=start)
+                self._events.write_event(event)
+            summary = Summary(value=[Summary.Value(**value) for value in values])
+            self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+            self._events.flush()
 
 
 class _Handler(logging.Handler):
@@ -266,6 +269,11 @@ def _detach(handler: _Handler) -> None:
     logger.propagate = handler.propagated
 
 
+def _append(path: Path, line: str) -> None:
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line)
+
+
 def _drop_later(path: Path, start_step: int) -> int:
     """Removes the lines of a metrics file after `start_step`, and one cut by a kill; how many."""
     if not path.exists():
@@ -282,8 +290,9 @@ def _drop_later(path: Path, start_step: int) -> int:
     after = "".join(line + "\n" for line in kept)
     if after != before:  # may also end a last line that was complete but for its newline
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(after, encoding="utf-8")
-        os.replace(temporary, path)
+        with writing(path):
+            temporary.write_text(after, encoding="utf-8")
+            os.replace(temporary, path)
     return dropped
 
 

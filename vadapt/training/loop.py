@@ -17,9 +17,10 @@ from vadapt.errors import ConfigError, TrainingError
 from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
 from vadapt.training import sharding
 from vadapt.training.checkpoint import Checkpoints
-from vadapt.training.interrupt import StopSignal
+from vadapt.training.interrupt import StopSignal, partners
 from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program
+from vadapt.training.program_cache import ProgramCache
 from vadapt.training.step import State, cast
 
 
@@ -45,6 +46,8 @@ class Session(NamedTuple):
     checkpoints: Checkpoints
     log: RunLog
     stop: StopSignal
+    programs: ProgramCache
+    began: float
 
 
 class Run(NamedTuple):
@@ -64,6 +67,7 @@ def fit(
     *,
     stop_at: int | None = None,
     devices: Sequence[Any] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
 
@@ -72,17 +76,23 @@ def fit(
             docs/architecture.md.
         stop_at: an earlier step to be content with (to evaluate a run that is not finished).
         devices: to train on; by default all.
+        checkpoints: those of the workdir, from a caller who has looked through them already.
 
     Raises:
-        TrainingError: the loss or another metric is not finite; names it and the step.
+        TrainingError: the loss or another metric is not finite (names it and the step), a file
+            cannot be written, or another process of the run is gone.
         ConfigError: the batch does not divide over the devices.
     """
+    began = time.perf_counter()
     mesh = sharding.make_mesh(config.parallel.fsdp, None if devices is None else list(devices))
     _check(config, mesh.size)
-    directory = Path(workdir) / "checkpoints"
+    workdir = Path(workdir)
+    if checkpoints is None:
+        checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.run.keep_last)
     with contextlib.ExitStack() as opened:
+        opened.enter_context(partners())
         stop = opened.enter_context(StopSignal())
-        checkpoints = Checkpoints(directory, keep_last=config.run.keep_last)
+        programs = opened.enter_context(ProgramCache(workdir / "compiled"))
         log = RunLog(
             workdir,
             total_steps=config.total_steps,
@@ -98,18 +108,19 @@ def fit(
         log.text(_describe(mesh, config))
         stream = opened.enter_context(contextlib.closing(task.stream()))
         first = next(stream)
-        session = Session(task, config, mesh, stream, first, checkpoints, log, stop)
+        session = Session(
+            task, config, mesh, stream, first, checkpoints, log, stop, programs, began
+        )
         last = config.total_steps if stop_at is None else stop_at
         return _loop(session, _prepare(session), last)
 
 
 def _loop(session: Session, run: Run, last: int) -> Outcome:
-    task, config, mesh, stream, example, checkpoints, log, stop = session
+    task, config, mesh, stream, example, checkpoints, log, stop, *_ = session
     state = run.state
     start = done = int(state["step"])
     step = _compile(session, run) if start < last else run.program.step
-    watch = Watch(checkpoints)
-    seconds = 0.0
+    watch, seconds = Watch(checkpoints), 0.0
 
     def model(trainable: Tree) -> Any:
         trees = (trainable, run.frozen, state["variables"])
@@ -136,6 +147,8 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
         values = watch.read() if logs or saves or done == start + 1 else {}
         seconds += time.perf_counter() - began
 
+        if done == start + 1:
+            log.text(f"first step done after {time.perf_counter() - session.began:.1f} s")
         if logs:
             log.metrics(done, values)
         if logs or done == start + 1:  # the bar and its clock start with the first step
@@ -152,8 +165,7 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
     if done >= last:
         draw()
     else:
-        where = f"after step {done}, saved" if done > start else f"before step {done + 1}"
-        log.text(f"stopped by a signal {where}; the same command goes on")
+        log.text(_stopped(start, done))
     return Outcome(
         initial=model(run.initial),
         model=model(state.get("ema", state["trainable"])),
@@ -214,7 +226,7 @@ class Watch:
 
 def _prepare(session: Session) -> Run:
     """Builds the model, places it, and goes to the newest checkpoint if there is one."""
-    task, config, mesh, stream, _, checkpoints, log, _ = session
+    task, config, mesh, stream, _, checkpoints, log, *_ = session
     model = task.build()
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
@@ -241,14 +253,22 @@ def _prepare(session: Session) -> Run:
 def _compile(session: Session, run: Run) -> Callable[..., Any]:
     began = time.perf_counter()
     batch = sharding.place_batch(session.example, session.mesh)
-    compiled = run.program.lower(batch).compile()
-    line = f"step compiled in {time.perf_counter() - began:.1f} s"
+    compiled, found, warnings = session.programs.compile(run.program.trace(batch).lower())
+    for warning in warnings:
+        session.log.text(f"warning: {warning}")
+    how = "taken from the compilation cache" if found else "compiled"
+    line = f"step {how} in {time.perf_counter() - began:.1f} s"
     memory = compiled.memory_analysis()
     if memory:  # not every backend tells
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         line += f"; it takes {human_bytes(used)} on each device"
     session.log.text(line)
     return compiled
+
+
+def _stopped(start: int, done: int) -> str:
+    where = f"after step {done}, saved" if done > start else f"before step {done + 1}"
+    return f"stopped by a signal {where}; the same command goes on"
 
 
 def _whole(tree: Tree, mesh: Any) -> Tree:

@@ -5,6 +5,7 @@ The loop runs it, `vadapt.plan` compiles it for machines that are not here: the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,8 +34,8 @@ class Program(NamedTuple):
         """Where each leaf of the state lies."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
-    def lower(self, batch: Mapping[str, Any]) -> Any:
-        """The step as XLA takes it, for a batch (arrays or their shapes); `.compile()` it."""
+    def trace(self, batch: Mapping[str, Any]) -> Any:
+        """The step for a batch (arrays or their shapes); `.lower().compile()` it."""
         place = sharding.batch_sharding(self.mesh)
         shapes = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
@@ -46,7 +47,7 @@ class Program(NamedTuple):
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
         )
         with jax.set_mesh(self.mesh):  # for kernels that map themselves over the batch
-            return jitted.lower(self.frozen, self.state, shapes)
+            return jitted.trace(self.frozen, self.state, shapes)
 
 
 def make_program(parts: Partition, loss: Callable[..., Any], config: Any, mesh: Mesh) -> Program:
@@ -80,7 +81,15 @@ def make_program(parts: Partition, loss: Callable[..., Any], config: Any, mesh: 
         placed(stored, parts.frozen),
         placed(begin, parts.trainable, parts.state),
         begin,
-        make_step(parts.graph, loss, optimizer, schedule, options, seed=config.seed),
+        make_step(
+            parts.graph,
+            loss,
+            optimizer,
+            schedule,
+            options,
+            seed=config.seed,
+            gather=functools.partial(sharding.gather, mesh=mesh),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vadapt.errors import ConfigError
@@ -21,20 +22,31 @@ def make_mesh(fsdp: int = 1, devices: list[Any] | None = None) -> Mesh:
 
     Args:
         fsdp: over how many devices the frozen weights and the optimizer state are split; 1 keeps
-            a copy on each, -1 splits over all.
+            a copy on each, -1 splits over all (of a slice, if there are several TPU slices).
 
     Raises:
         ConfigError: the number of devices is not a multiple of `fsdp`.
     """
     devices = jax.devices() if devices is None else devices
-    fsdp = len(devices) if fsdp == -1 else fsdp
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    fsdp = len(devices) // slices if fsdp == -1 else fsdp
     if fsdp < 1 or len(devices) % fsdp:
         raise ConfigError(
             f"config.parallel.fsdp={fsdp} does not divide {len(devices)} devices; "
             "allowed are its divisors, or -1 for all"
         )
+    types = (AxisType.Auto,) * 2
+    if slices > 1:  # of TPUs: only `data` crosses the slower network between them
+        if len(devices) // slices % fsdp:
+            raise ConfigError(
+                f"config.parallel.fsdp={fsdp} does not divide the {len(devices) // slices} "
+                f"chips of each of {slices} slices"
+            )
+        inner = (len(devices) // slices // fsdp, fsdp)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1), devices)
+        return Mesh(grid, BATCH_AXES, axis_types=types)
     shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh(shape, BATCH_AXES, axis_types=types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -63,6 +75,17 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
         return replicated(mesh)
 
     return jax.tree.map(leaf_sharding, tree)
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """Inside a jitted function, a tree that is whole on every device from here on.
+
+    XLA gathers each leaf where it is used. Without this it would rather split activations as the
+    weights are split, and send those at every layer.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from vadapt.partition import Partition, Tree, merge
+from vadapt.remat import rematerialise
 
 LossFn = Callable[[Any, dict[str, Array], Array], tuple[Array, dict[str, Array]]]
 State = dict[str, Any]  # trainable, optimizer, variables, step, and ema if asked for
@@ -26,13 +27,14 @@ class StepOptions:
         compute_dtype: of activations and of the weights while they are used; "bfloat16" or
             "float32". What trains is kept, and updated, in float32.
         accumulate: micro-batches a step; the gradient is their mean.
-        remat: keep block boundaries only and compute the rest again in the backward pass.
+        remat: what blocks keep for the backward pass, "none" (everything), "dots" or "blocks"; see
+            `vadapt.remat.rematerialise`.
         ema: decay of an exponential moving average of what trains; 0 for none.
     """
 
     compute_dtype: str = "float32"
     accumulate: int = 1
-    remat: bool = False
+    remat: str = "none"
     ema: float = 0.0
 
 
@@ -57,22 +59,27 @@ def make_step(
     options: StepOptions,
     *,
     seed: int,
+    gather: Callable[[Tree], Tree] = lambda tree: tree,
 ) -> Callable[[Tree, State, dict[str, Array]], tuple[State, dict[str, Array]]]:
     """A pure step: (frozen, state, batch) to (state, metrics).
 
     Gradients exist for the trainable tree only. The randomness of step i is a function of the
     seed and i, so that a resumed run draws what an uninterrupted one would have.
+
+    Args:
+        gather: makes weights, already in the compute type, whole where they are used; needed where
+            devices hold a part of them each.
     """
     dtype = jnp.dtype(options.compute_dtype)
 
     def loss(trainable: Tree, frozen: Tree, variables: Tree, batch: Any, key: Array) -> Any:
-        model = merge(graph, cast(trainable, dtype), cast(frozen, dtype), variables)
-        value, metrics = loss_fn(model, batch, key)
+        trainable, frozen = (gather(cast(tree, dtype)) for tree in (trainable, frozen))
+        model = merge(graph, trainable, frozen, variables)
+        with rematerialise(options.remat):
+            value, metrics = loss_fn(model, batch, key)
         _, _, changed = nnx.split(model, nnx.Param, ...)
         return value.astype(jnp.float32), (metrics, nnx.to_pure_dict(changed))
 
-    if options.remat:
-        loss = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names("block"))
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
