@@ -1,0 +1,117 @@
+"""The flags that every command shares: a config file, and any of its settings."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vadapt.errors import ConfigError, VadaptError, nearest
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:ARGUMENT]; see configs/.")
+
+
+def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
+    """Reads the flags; what is wrong with them is said in a few lines and ends the program.
+
+    Args:
+        required: flags without which there is nothing to do, besides --config.
+        example: how they may be given.
+    """
+    defaults: dict[str, Any] = {}
+    try:
+        defaults = _check_overrides(argv)
+        rest = flags.FLAGS(argv)
+        missing = [f"--{name}" for name in ("config", *required) if flags.FLAGS[name].value is None]
+        if missing:
+            raise ConfigError(
+                f"{' and '.join(missing)} missing; expected "
+                f"--config=configs/pad_msip.py:scenes {example}, or --help"
+            )
+        if len(rest) > 1:
+            raise ConfigError(f"unexpected arguments {rest[1:]}; settings are --config.name=value")
+        _check_lengths(_leaves(CONFIG.value), defaults)
+        return rest
+    except VadaptError as error:
+        wrong = error
+    except flags.Error as error:
+        setting = re.match(r"flag --(?:no)?config\.([^=]+)=", str(error))
+        default = defaults.get(setting[1]) if setting else None
+        hint = (
+            "" if default is None else f"; expected {type(default).__name__}, such as {default!r}"
+        )
+        wrong = ConfigError(f"{error}{hint}")
+    print_error(wrong)
+    sys.exit(1)
+
+
+def load_config(name: str) -> ConfigDict:
+    """The settings of FILE or FILE:ARGUMENT.
+
+    Raises:
+        ConfigError: no such file, or it refuses the argument.
+    """
+    file, colon, argument = name.partition(":")
+    if not Path(file).is_file():
+        there = [path.as_posix() for path in sorted(Path("configs").glob("*.py"))]
+        raise ConfigError(f"no config file {file!r}; {nearest(file, there)}")
+    get_config = runpy.run_path(file)["get_config"]
+    try:
+        return get_config(argument) if colon else get_config()
+    except ValueError as error:
+        raise ConfigError(f"--config={name}: {error}") from error
+
+
+def _check_overrides(argv: list[str]) -> dict[str, Any]:
+    """Every setting of the config that the arguments name, by its dotted name, before overrides.
+
+    Raises:
+        ConfigError: also for an override of no setting; names the nearest ones.
+    """
+    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
+    if not names:
+        return {}
+    settings = _leaves(load_config(names[-1]))
+    sections = {key.rpartition(".")[0] for key in settings}
+    for argument in argv:
+        override = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
+        if override and override[1] not in {*settings, *sections}:
+            raise ConfigError(
+                f"unknown setting config.{override[1]}; {nearest(override[1], settings)}"
+            )
+    return settings
+
+
+def _check_lengths(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuses `--config.data.image_size=64`, which the flags read as a tuple of one."""
+    for key, value in settings.items():
+        default = defaults.get(key)
+        sized = isinstance(default, tuple) and all(isinstance(x, int | float) for x in default)
+        if sized and default and len(value) != len(default):
+            shown = ",".join(map(str, default))
+            raise ConfigError(
+                f"config.{key} takes {len(default)} values, as in --config.{key}={shown}; "
+                f"it was given {value}"
+            )
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def print_error(error: VadaptError) -> None:
+    """What went wrong, in its own words, after all that was printed before."""
+    sys.stdout.flush()
+    print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
