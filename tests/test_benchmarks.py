@@ -1,0 +1,72 @@
+"""The benchmarks of speed run at their smallest size and write what they say; no time is judged."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def report(name, *arguments, out):
+    """What a benchmark writes, from a process of its own on one plain CPU device."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--out", str(out)]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert out.with_suffix(".md").read_text(encoding="utf-8") in done.stdout
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def train_step(tmp_path, *who):
+    arguments = ("--size", "micro", "--batch", "4", "--rounds", "1", "--who", *who)
+    (size,) = report("train_step", *arguments, out=tmp_path / "steps.json")["sizes"]
+    assert (size["size"], size["batch"], size["precision"]) == ("micro", 4, "float32")
+    return {(row["pair"], row["who"]): row for row in size["rows"]}
+
+
+def test_train_step_measures_vadapt(tmp_path):
+    rows = train_step(tmp_path, "vadapt")
+    assert sorted(rows) == [("full", "vadapt"), ("pad", "vadapt")]
+    for row in rows.values():
+        assert len(row["rounds"]) == 1
+        speed = row["images_per_second"]
+        assert 0 < speed["least"] <= speed["median"] <= speed["most"]
+        assert row["peak_bytes"] > 0
+    assert rows["pad", "vadapt"]["trainable"] < rows["full", "vadapt"]["trainable"]
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "transformers", "peft"))),
+    reason="needs torch, transformers and peft",
+)
+def test_train_step_compares_with_torch_at_equal_sizes(tmp_path):
+    rows = train_step(tmp_path, "vadapt", "eager")
+    for pair in ("pad", "full"):
+        ours, theirs = rows[pair, "vadapt"], rows[pair, "eager"]
+        assert theirs["vadapt_over_this"] > 0
+        assert theirs["trainable"] == pytest.approx(ours["trainable"], rel=0.01)
+    assert rows["full", "vadapt"]["trainable"] == rows["full", "eager"]["trainable"]
+
+
+def test_a_row_whose_framework_is_missing_says_so(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rows = train_step(tmp_path, "eager")
+    assert {row["missing"] for row in rows.values()} == {"not installed (torch)"}
+
+
+def test_input_pipeline_measures_every_kind_of_file(tmp_path):
+    arguments = ("--images", "2", "--batch", "4", "--batches", "2")
+    kinds = report("input_pipeline", *arguments, out=tmp_path / "input.json")["kinds"]
+    assert len(kinds) == 3
+    for kind in kinds.values():
+        assert min(kind["stages"].values()) >= 0
+        for stream in kind["streams"].values():
+            assert stream["all threads"]["images_per_core_second"] > 0
+            assert 0 <= stream["waiting"]["median_ms"] <= stream["waiting"]["most_ms"]
