@@ -153,6 +153,13 @@ def test_the_search_goes_up_to_the_memory_and_no_further(monkeypatch):
         asked.clear()
 
 
+def test_a_batch_that_chips_cannot_share_becomes_the_next_that_they_can():
+    config = small(batch_size=100)
+    assert [plan.shared_batch(config, chips) for chips in (4, 16, 256)] == [100, 112, 256]
+    config.parallel.step.accumulate = 2
+    assert plan.shared_batch(config, 16) == 128
+
+
 def test_variants_change_one_thing_each():
     config = config_of("pad_msip")
     found = dict(plan.variants(config))

@@ -48,7 +48,7 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
         slices: as many of them.
 
     Returns:
-        `topology`, `slices`, `chips`, `batch` (global), `fits`; and of
+        `topology`, `slices`, `chips`, `batch` (global, see `shared_batch`), `fits`; and of
         one chip: `memory_bytes` {arguments, outputs, temporaries, total, available} (outputs
         mostly lie where arguments did, which `total` counts once), `flops`, `hbm_bytes`,
         `roofline_seconds` (the longest of the next three), `bound` ("compute", "memory" or
@@ -57,7 +57,7 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
         fit has `fits` False, `needs` (the compiler's word), and no figures of a program.
 
     Raises:
-        ConfigError: libtpu is missing, or topology, batch and config do not go together.
+        ConfigError: libtpu is missing, or topology and config do not go together.
     """
     traced, program = trace(config, topology, slices=slices)
     shape = dict(program.mesh.shape)
@@ -65,7 +65,7 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
         "topology": topology,
         "slices": slices,
         "chips": program.mesh.size,
-        "batch": config.batch_size,
+        "batch": shared_batch(config, program.mesh.size),
         "trainable_bytes": _bytes(program.state["trainable"]),
         "frozen_bytes": _bytes(program.frozen),
     }
@@ -91,15 +91,22 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     """The step of `config` traced for a TPU topology, and the program it belongs to.
 
     Raises:
-        ConfigError: libtpu is missing, or topology, batch and config do not go together.
+        ConfigError: libtpu is missing, or topology and config do not go together.
     """
     mesh = sharding.make_mesh(config.parallel.fsdp, chips.devices(topology, slices))
     config = copy.deepcopy(config)
     config.eval.probe_scenes = 0
+    config.batch_size = shared_batch(config, mesh.size)
     task = make_task(config)
     parts = split(nnx.eval_shape(lambda: task.build(pretrained=False)), config.trainable)
     program = make_program(parts, task.loss, config, mesh)
     return program.trace(task.batch_shapes()), program
+
+
+def shared_batch(config: Any, chips: int) -> int:
+    """The batch of `config`, or the next that its micro-batches and chips can share evenly."""
+    grain = chips * config.parallel.step.accumulate
+    return -(-config.batch_size // grain) * grain
 
 
 def figures(compiled: Any, jaxpr: Any, mesh: Mapping[str, int], chip: chips.Chip) -> Plan:
