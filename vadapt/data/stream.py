@@ -78,11 +78,12 @@ class Stream:
             rows = _rows(self._batch_size, self._process_index, self._process_count)
             self._iterator = _read_ahead(
                 rows[self._position * share :].map(self._elements.__getitem__),
+                share,
                 self._num_threads,
-                self._prefetch * share,
+                self._prefetch,
             )
         try:
-            batch = stack([next(self._iterator) for _ in range(share)])
+            batch = next(self._iterator)
         except BaseException:
             # Some of this batch's elements are gone: start over at this position if asked again.
             self.close()
@@ -197,10 +198,9 @@ def batches(
     share = batch_size // process_count
     rows = _rows(batch_size, process_index, process_count)[: num_batches * share]
     threads = _default_threads() if num_threads is None else num_threads
-    iterator = _read_ahead(rows.map(read), threads, prefetch * share)
+    iterator = _read_ahead(rows.map(read), share, threads, prefetch)
     try:
-        for _ in range(num_batches):
-            yield stack([next(iterator) for _ in range(share)])
+        yield from iterator
     finally:
         iterator.close()
 
@@ -272,15 +272,17 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> Any:
     return grain.MapDataset.range(sys.maxsize).map(place)
 
 
-def _read_ahead(elements: Any, num_threads: int, num_elements: int) -> Any:
-    """grain's iterator over elements, read in order by threads."""
+def _read_ahead(elements: Any, share: int, num_threads: int, prefetch: int) -> Any:
+    """grain's iterator over batches: elements read in order by threads, stacked by one more."""
     import grain
 
     # No more threads than elements to read: grain warns of those that could never work.
-    options = grain.ReadOptions(
-        num_threads=min(num_threads, num_elements), prefetch_buffer_size=num_elements
-    )
-    return iter(elements.to_iter_dataset(options))
+    ahead = prefetch * share
+    options = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
+    batches = elements.to_iter_dataset(options).batch(share, batch_fn=stack)
+    if options.num_threads:  # so that a batch lies ready when it is asked for
+        batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
+    return iter(batches)
 
 
 def _default_threads() -> int:

@@ -31,8 +31,8 @@ CHIPS = {
     "v5p": Chip(459e12, int(95.74 * GIB), 2.765e12, 600e9, "v5p:2x2x4"),
     "v6e": Chip(918e12, int(31.25 * GIB), 1.638e12, 400e9, "v6e:4x4"),
 }
-# libtpu asks for these before it compiles for chips that are elsewhere.
-_ENVIRONMENT = {
+# libtpu asks for these where there is no TPU.
+_ELSEWHERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -50,6 +50,15 @@ def chip(topology: str) -> Chip:
     if kind not in CHIPS:
         raise ConfigError(f"unknown chip {kind!r} in topology {topology!r}; {nearest(kind, CHIPS)}")
     return CHIPS[kind]
+
+
+def say_there_is_no_tpu() -> None:
+    """Tells libtpu that the chips are elsewhere; call it before jax looks for devices.
+
+    Where it is installed only to plan with, it would complain on the terminal that it finds none.
+    """
+    for name, value in _ELSEWHERE.items():
+        os.environ.setdefault(name, value)
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
@@ -71,8 +80,7 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
             "compiling for TPUs needs libtpu, which is not installed: pip install 'vadapt[tpu]' "
             "(Linux; no TPU is needed)"
         )
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    say_there_is_no_tpu()
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from vadapt.errors import ConfigError
+from vadapt.training.chips import say_there_is_no_tpu
 from vadapt.training.roll_call import roll_call
 
 ADDRESS, COUNT, NUMBER = VARIABLES = (
@@ -40,6 +41,8 @@ def start(timeout: int = 300) -> None:
             three variables are set, somebody is missing; names them. Elsewhere jax itself waits for
             the others; when they do not come, the process says so and exits.
     """
+    if not _tpu_is_here():
+        say_there_is_no_tpu()
     named = _named(os.environ)
     if named is not None:
         address, count, number = named
@@ -99,8 +102,7 @@ def tpu_hosts(environment: Mapping[str, str]) -> list[str]:
     Those of other slices are only counted: theirs is the name of the slice.
     """
     platforms = environment.get("JAX_PLATFORMS", "")
-    chips = [*_DEVICES.glob("accel[0-9]*"), *_DEVICES.glob("vfio/[0-9]*")]
-    if not chips or (platforms and "tpu" not in platforms.split(",")):
+    if not _tpu_is_here() or (platforms and "tpu" not in platforms.split(",")):
         return []
     # GKE tells the hosts in variables, a plain TPU VM through the metadata server.
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
@@ -112,6 +114,10 @@ def tpu_hosts(environment: Mapping[str, str]) -> list[str]:
     ours = int(environment.get("MEGASCALE_SLICE_ID") or 0)
     others = [number for number in range(slices) if number != ours]
     return here + [f"one of slice {number}" for number in others for _ in here]
+
+
+def _tpu_is_here() -> bool:
+    return any(_DEVICES.glob("accel[0-9]*")) or any(_DEVICES.glob("vfio/[0-9]*"))
 
 
 def _named(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
