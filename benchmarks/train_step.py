@@ -63,7 +63,7 @@ class Job(NamedTuple):
         config.model.weights = ""
         config.batch_size, config.total_steps = self.batch, TOTAL_STEPS
         config.eval.probe_scenes = 0
-        config.parallel.step.compute_dtype = self.precision
+        config.parallel.step.compute_dtype, config.parallel.step.accumulate = self.precision, 1
         config.parallel.frozen_dtype = self.precision
         return config
 
