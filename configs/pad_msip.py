@@ -11,7 +11,8 @@ pre-training 44.4, 67.0, 46.4 / 47.7.
         --config.data.path=MSIP --config.model.weights=mae_pretrain_vit_base_full.pth
 
 Hardware: the paper's effective batch of 4096 fits 8 GPUs of 80 GB or a v5e-16; on fewer devices
-raise config.parallel.step.accumulate, which only draws other masks. On a laptop, minutes on two cores, with a table at the end:
+raise config.parallel.step.accumulate, which only draws other masks. On a laptop, minutes on two
+cores, with a table at the end:
 
     python -m vadapt.main --config=configs/pad_msip.py:scenes --workdir=runs/pad_scenes
 

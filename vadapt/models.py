@@ -9,20 +9,21 @@ from typing import Any
 from flax import nnx
 
 from vadapt import adapters
+from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.teachers import Tower, kind_of, tower
-from vadapt.backbones.vit import VARIANTS, vit
+from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError, WeightsError, nearest
 from vadapt.partition import Frozen, mark
 from vadapt.weights.load import Report, arrays_of, load_weights
-
-BACKBONES = {f"vit_{variant}": variant for variant in VARIANTS}
 
 
 def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> Any:
     """A backbone by name, with random weights.
 
     Args:
-        name: "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large" or "vit_huge".
+        name: "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge",
+            "vit_giant"; "dinov2_small", "dinov2_base", "dinov2_large", "dinov2_giant" or one of
+            these with "_reg" behind it (registers); "clip_base", "clip_large".
         rngs: a seed, or flax random streams.
         options: fields of the backbone's class, such as image_size=(224, 320).
 
@@ -32,10 +33,27 @@ def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> Any:
     >>> create("vit_micro", image_size=64).grid
     (8, 8)
     """
+    known = _known(name)
+    rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
+    return vit(known.variant, **{**known.options, **options}, rngs=rngs)
+
+
+def statistics(name: str) -> Statistics:
+    """Mean and standard deviation of the pixels, in 0-1, that a backbone's files were trained on.
+
+    Raises:
+        ConfigError: no such backbone.
+
+    >>> statistics("dinov2_small").mean
+    (0.485, 0.456, 0.406)
+    """
+    return _known(name).statistics
+
+
+def _known(name: str) -> Backbone:
     if name not in BACKBONES:
         raise ConfigError(f"unknown backbone {name!r}; {nearest(name, BACKBONES)}")
-    rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
-    return vit(BACKBONES[name], **options, rngs=rngs)
+    return BACKBONES[name]
 
 
 def graft(model: Any, method: Any, *, seed: int = 0) -> Any:

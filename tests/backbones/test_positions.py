@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapt.backbones.positions import resize_table, sincos_table
-from vadapt.errors import ShapeError
+from vadapt.backbones.positions import RESIZES, resize_table, sincos_table
+from vadapt.errors import ConfigError, ShapeError
 
 
-def cubic_matrix(source: int, target: int) -> np.ndarray:
+def cubic_matrix(source: int, target: int, offset: float = 0.0) -> np.ndarray:
     """Bicubic resampling (a = -0.75, half-pixel, clamped) written out as a matrix."""
 
     def kernel(x):
@@ -20,27 +20,50 @@ def cubic_matrix(source: int, target: int) -> np.ndarray:
 
     matrix = np.zeros((target, source))
     for i in range(target):
-        centre = (i + 0.5) * source / target - 0.5
+        centre = (i + 0.5) * source / (target + offset) - 0.5
         first = int(np.floor(centre)) - 1
         for j in range(first, first + 4):
             matrix[i, np.clip(j, 0, source - 1)] += kernel(centre - j)
     return matrix
 
 
-@pytest.mark.parametrize("target", [(7, 5), (2, 3), (4, 6), (9, 2)])
-def test_resizing_is_plain_bicubic_for_growing_shrinking_and_non_square_grids(target, rng):
+@pytest.mark.parametrize(("way", "offset"), [("cubic", 0.0), ("cubic_offset", 0.1)])
+@pytest.mark.parametrize("target", [(7, 5), (2, 3), (4, 7), (9, 2)])
+def test_resizing_is_plain_bicubic_for_growing_shrinking_and_non_square_grids(
+    target, way, offset, rng
+):
     table = rng.normal(size=(1 + 4 * 6, 3)).astype(np.float32)
-    found = resize_table(jnp.asarray(table), (4, 6), target)
+    found = resize_table(jnp.asarray(table), (4, 6), target, way=way)
     grid = table[1:].reshape(4, 6, 3)
-    rows, columns = cubic_matrix(4, target[0]), cubic_matrix(6, target[1])
+    rows, columns = cubic_matrix(4, target[0], offset), cubic_matrix(6, target[1], offset)
     expected = np.einsum("ih,jw,hwd->ijd", rows, columns, grid).reshape(-1, 3)
     np.testing.assert_array_equal(found[0], table[0])
-    np.testing.assert_allclose(found[1:], expected, atol=2e-6)
+    np.testing.assert_allclose(found[1:], expected, atol=5e-6)  # steps are float32
 
 
-def test_same_grid_is_untouched(rng):
+@pytest.mark.parametrize(
+    ("way", "mode", "antialias"),
+    [
+        ("cubic", "bicubic", False),
+        ("cubic_antialias", "bicubic", True),
+        ("linear", "bilinear", False),
+    ],
+)
+@pytest.mark.parametrize("target", [(7, 5), (2, 3), (9, 2), (4, 12)])
+def test_resizing_is_pytorchs(target, way, mode, antialias, rng):
+    torch = pytest.importorskip("torch", reason="compares with torch's interpolate")
+    table = rng.normal(size=(4 * 6, 3)).astype(np.float32)
+    found = resize_table(jnp.asarray(table), (4, 6), target, num_extra=0, way=way)
+    grid = torch.from_numpy(table.reshape(4, 6, 3).transpose(2, 0, 1))[None]
+    resized = torch.nn.functional.interpolate(grid, target, mode=mode, antialias=antialias)
+    expected = resized[0].numpy().transpose(1, 2, 0).reshape(-1, 3)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("way", sorted(RESIZES))
+def test_same_grid_is_untouched(way, rng):
     table = jnp.asarray(rng.normal(size=(13, 4)).astype(np.float32))
-    assert resize_table(table, (3, 4), (3, 4)) is table
+    assert resize_table(table, (3, 4), (3, 4), way=way) is table
 
 
 def test_column_fills_the_first_half():
@@ -58,5 +81,7 @@ def test_sincos_of_a_large_grid_is_computed_in_double_precision():
 def test_wrong_sizes_are_named():
     with pytest.raises(ShapeError, match="divisible by 4"):
         sincos_table(6, (2, 2))
+    with pytest.raises(ConfigError, match="cubic_offset"):
+        resize_table(jax.numpy.zeros((5, 2)), (2, 2), (3, 3), way="cubic_ofset")
     with pytest.raises(ShapeError, match="needs 5"):
         resize_table(jax.numpy.zeros((4, 2)), (2, 2), (3, 3))

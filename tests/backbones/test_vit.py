@@ -8,7 +8,9 @@ from flax import nnx
 
 from vadapt.backbones.vit import VARIANTS, vit
 from vadapt.errors import ConfigError, ShapeError
+from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.partition import Constant, count, split, variables
+from vadapt.tasks.mae import MaskedAutoencoder
 
 # Encoder parameters with position table; specs of MAE's released models (huge has patch 14).
 TOTALS = {"small": 21_665_664, "base": 85_798_656, "large": 303_301_632, "huge": 630_764_800}
@@ -110,6 +112,63 @@ def test_sincos_positions_never_train():
 def test_no_class_token_gives_patches_only():
     model = vit("micro", depth=1, image_size=16, class_token=False, rngs=nnx.Rngs(0))
     assert model(jnp.zeros((1, 16, 16, 3))).shape == (1, 4, 96)
+
+
+def test_registers_stand_between_class_token_and_patches_and_have_no_position():
+    options = {"depth": 1, "image_size": 16, "num_registers": 2, "position_resize": "cubic"}
+    model = vit("micro", **options, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 24, 16, 3))
+    tokens = model.embed(images)
+    assert tokens.shape == (2, 1 + 2 + 6, 96)
+    np.testing.assert_array_equal(tokens[1, 1:3], model.registers[...])
+    np.testing.assert_array_equal(tokens[0, 0], model.cls_token[...] + model.pos_embed[0])
+    model.registers = None
+    np.testing.assert_array_equal(tokens[:, 3:], model.embed(images)[:, 1:])
+
+
+def test_registers_are_no_part_of_grids_and_patches_can_still_be_kept():
+    model = vit("micro", depth=1, image_size=16, num_registers=3, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    grid = model.features(images, as_grid=True)
+    np.testing.assert_array_equal(grid.reshape(1, 4, 96), model(images)[:, 4:])
+    some, every = model.embed(images, jnp.array([[3, 0]])), model.embed(images)
+    np.testing.assert_array_equal(some, every[:, jnp.array([0, 1, 2, 3, 7, 4])])
+
+
+def test_a_masked_autoencoder_takes_no_registers():
+    backbone = vit("micro", depth=1, image_size=16, num_registers=3, rngs=nnx.Rngs(0))
+    decoder = MAEDecoder(96, backbone.grid, 192, width=8, depth=1, num_heads=1, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="gives 4 tokens"):
+        MaskedAutoencoder(backbone, decoder)
+
+
+def test_the_class_token_can_be_added_twice():
+    once = vit("micro", depth=1, image_size=16, rngs=nnx.Rngs(0))
+    twice = vit("micro", depth=1, image_size=16, class_token_twice=True, rngs=nnx.Rngs(0))
+    images = jnp.ones((1, 16, 16, 3))
+    gap = twice.embed(images) - once.embed(images)
+    np.testing.assert_allclose(gap[0, 0], once.cls_token[...], atol=1e-6)
+    np.testing.assert_array_equal(gap[0, 1:], 0.0)
+
+
+def test_gated_mlps_weigh_about_as_much_as_plain_ones():
+    model = vit("micro", depth=1, image_size=16, swiglu=True, rngs=nnx.Rngs(0))
+    inner = model.blocks[0].mlp.inner
+    assert inner.w12.kernel.shape == (96, 512)
+    assert inner.w3.kernel.shape == (256, 96)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 96))
+    gate, value = jnp.split(inner.w12(x), 2, axis=-1)
+    np.testing.assert_allclose(inner(x), inner.w3(gate * jax.nn.sigmoid(gate) * value), atol=1e-6)
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_biases_can_be_left_out(swiglu):
+    options = {"qkv_bias": False, "proj_bias": False, "mlp_bias": False, "swiglu": swiglu}
+    model = vit("micro", depth=1, image_size=16, **options, rngs=nnx.Rngs(0))
+    names = [name for name in variables(model) if "inner" in name]
+    assert len(names) == 4
+    assert all(name.endswith("kernel") for name in names)
+    assert model(jnp.zeros((1, 16, 16, 3))).shape == (1, 5, 96)
 
 
 def test_wrong_sizes_and_names_say_what_is_allowed(model):

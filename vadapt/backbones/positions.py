@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vadapt.errors import ShapeError
+from vadapt.errors import ConfigError, ShapeError, nearest
+
+
+class Resize(NamedTuple):
+    """How a family's code samples a grid of positions at another size; half-pixel centres."""
+
+    method: jax.image.ResizeMethod = jax.image.ResizeMethod.CUBIC_PYTORCH
+    antialias: bool = False  # widens the kernel when shrinking
+    offset: float = 0.0  # cells added to the wanted sides when the sampling step is computed
+
+
+# PyTorch's bicubic has a = -0.75 and replicates borders; antialiased, a = -0.5 and no borders. A
+# common JAX resize does the latter always, which differs from the former by up to 0.4.
+RESIZES: dict[str, Resize] = {
+    "cubic": Resize(),  # MAE, PAD, and Hugging Face's DINOv2
+    "cubic_offset": Resize(offset=0.1),  # DINOv2: the step is source / (wanted + 0.1)
+    "cubic_antialias": Resize(antialias=True),  # DINOv2 with registers
+    "linear": Resize(jax.image.ResizeMethod.LINEAR),  # CLIP's towers in dense use
+}
 
 
 def sincos_table(
@@ -46,20 +66,20 @@ def resize_table(
     target: tuple[int, int],
     *,
     num_extra: int = 1,
-    antialias: bool = False,
+    way: str = "cubic",
 ) -> Float[Array, "m d"]:
     """Position rows of a `source` grid resampled to a `target` grid; the extra rows are copied.
 
-    Bicubic with a = -0.75, half-pixel centres, borders replicated: what the published ViTs use
-    (a common JAX resize has a = -0.5 and antialiasing, and differs by up to 0.4).
-
     Args:
         num_extra: leading rows that are not grid positions (the class token).
-        antialias: widen the kernel when shrinking; off in MAE's and PAD's code.
+        way: key of `RESIZES`. The same grid is never resampled, whatever the way.
 
     Raises:
+        ConfigError: no such way.
         ShapeError: the table has not num_extra + h * w rows.
     """
+    if way not in RESIZES:
+        raise ConfigError(f"unknown position resize {way!r}; {nearest(way, RESIZES)}")
     if table.shape[-2] != num_extra + source[0] * source[1]:
         raise ShapeError(
             f"position table has {table.shape[-2]} rows, a {source[0]}x{source[1]} grid with "
@@ -69,14 +89,23 @@ def resize_table(
         return table
     extra, rows = table[:num_extra], table[num_extra:]
     grid = rearrange(rows, "(h w) d -> h w d", h=source[0])
-    grid = jax.image.resize(
-        grid.astype(jnp.float32),
-        (*target, table.shape[-1]),
-        jax.image.ResizeMethod.CUBIC_PYTORCH,
-        antialias=antialias,
-    )
+    grid = resample(grid.astype(jnp.float32), target, RESIZES[way])
     rows = rearrange(grid, "h w d -> (h w) d").astype(table.dtype)
     return jnp.concatenate([extra, rows], axis=-2)
+
+
+def resample(
+    grid: Float[Array, "h w *d"], target: tuple[int, int], way: Resize = RESIZES["cubic"]
+) -> Float[Array, "gh gw *d"]:
+    """A grid of numbers at another size: positions, or the cells of a patch kernel."""
+    shape = (*target, *grid.shape[2:])
+    if not way.offset:
+        return jax.image.resize(grid, shape, way.method, antialias=way.antialias)
+    sides = zip(target, grid.shape[:2], strict=True)
+    step = jnp.array([(wanted + way.offset) / given for wanted, given in sides], jnp.float32)
+    return jax.image.scale_and_translate(
+        grid, shape, (0, 1), step, jnp.zeros(2), way.method, antialias=way.antialias
+    )
 
 
 def relative_position_index(window: tuple[int, int]) -> Int[np.ndarray, "n n"]:

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.layers import gelu_quick
+from vadapt.backbones.families import CLIP, IMAGENET, OPENAI, SCENES, Statistics, Triple
 from vadapt.backbones.vit import VARIANTS, ViT, vit
 from vadapt.errors import ConfigError, nearest
-
-Triple = tuple[float, float, float]
 
 
 class Kind(NamedTuple):
@@ -27,8 +25,17 @@ class Kind(NamedTuple):
     projection: int | None = None  # width of its features; None: those of the trunk
     options: Mapping[str, Any] = MappingProxyType({})  # of `ViT`
     names: str = ".*"  # of a checkpoint, those of the tower; the rest (text) is passed over
-    mean: Triple = (0.485, 0.456, 0.406)  # ImageNet's, which most were trained with
-    std: Triple = (0.229, 0.224, 0.225)
+    statistics: Statistics = IMAGENET  # which most were trained with
+
+    @property
+    def mean(self) -> Triple:
+        """Of a channel in 0-1."""
+        return self.statistics.mean
+
+    @property
+    def std(self) -> Triple:
+        """Of a channel in 0-1."""
+        return self.statistics.std
 
     @property
     def width(self) -> int:
@@ -40,15 +47,9 @@ TEACHERS: dict[str, Kind] = {
     "clip_b16": Kind(
         "base",
         512,
-        {
-            "patch_bias": False,
-            "first_norm": True,
-            "activation": gelu_quick,
-            "norm_epsilon": 1e-5,
-        },
-        r"(target_generator\.tokenizer\.)?visual\..*",
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
+        CLIP,
+        r"(target_generator\.tokenizer\.)?visual\..*|vision_model\..*|visual_projection\.weight",
+        OPENAI,
     ),
     "slip_b16": Kind("base", 512, names=r"(module\.)?(visual\..*|image_projection)"),
     "dino_b16": Kind("base", names=r"(?!head\.).*"),
@@ -57,8 +58,7 @@ TEACHERS: dict[str, Kind] = {
         "micro",
         options={"positions": "sincos"},
         names="(?!decoder/).*",
-        mean=(0.467, 0.467, 0.467),
-        std=(0.198, 0.198, 0.198),
+        statistics=SCENES,
     ),
 }
 

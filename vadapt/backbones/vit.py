@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ VARIANTS: dict[str, dict[str, int]] = {
     "base": {"width": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
     "large": {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
     "huge": {"width": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
+    "giant": {"width": 1536, "depth": 40, "num_heads": 24, "patch_size": 14},  # DINOv2's
 }
 
 
@@ -81,6 +83,12 @@ class ViT(nnx.Module):
         image_size: (height, width) in pixels that the position table is made for; other sizes
             are fed with the table resized (see `positions.resize_table`).
         positions: "learned", or "sincos" (fixed, as in MAE).
+        position_resize: how the table is resized, a key of `positions.RESIZES`.
+        num_registers: learned tokens without a position between class token and patches
+            (arXiv:2309.16588).
+        class_token_twice: the class token is added to its position a second time, as dense uses
+            of CLIP do.
+        swiglu: gated MLPs, as in the largest DINOv2 (see `layers.SwiGLU`).
         layer_scale: initial value of a learned factor a channel on both branches; None for none.
         drop_path_rate: of the last block; grows linearly from 0 at the first.
         final_norm: whether a norm follows the last block.
@@ -105,9 +113,15 @@ class ViT(nnx.Module):
         image_size: int | Sequence[int] = 224,
         in_channels: int = 3,
         mlp_ratio: float = 4.0,
+        swiglu: bool = False,
         positions: str = "learned",
+        position_resize: str = "cubic",
         class_token: bool = True,
+        class_token_twice: bool = False,
+        num_registers: int = 0,
         qkv_bias: bool = True,
+        proj_bias: bool = True,
+        mlp_bias: bool = True,
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
         final_norm: bool = True,
@@ -119,70 +133,84 @@ class ViT(nnx.Module):
     ):
         if width % num_heads:
             raise ConfigError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.width, self.patch_size = width, patch_size
         height_px, width_px = as_pair(image_size)
-        self.width = width
-        self.patch_size = patch_size
         self.grid = (height_px // patch_size, width_px // patch_size)
+        self.position_resize = position_resize
+        self.class_token_twice = class_token_twice
         self.patch_embed = PatchEmbed(
             width, patch_size, in_channels, use_bias=patch_bias, rngs=rngs
         )
-        normal = nnx.initializers.normal(0.02)
-        self.cls_token = (
-            nnx.Param(normal(rngs.params(), (width,), jnp.float32)) if class_token else None
-        )
+        self.cls_token = _normal((width,), rngs) if class_token else None
         self.pos_embed = self._make_positions(positions, rngs)
+        self.registers = _normal((num_registers, width), rngs) if num_registers else None
         self.first_norm = LayerNorm(width, epsilon=norm_epsilon) if first_norm else None
-        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nnx.List(
-            [
-                Block(
-                    width,
-                    num_heads,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    norm_epsilon=norm_epsilon,
-                    layer_scale=layer_scale,
-                    drop_path_rate=rate,
-                    activation=activation,
-                    rngs=rngs,
-                )
-                for rate in rates
-            ]
+        block = functools.partial(
+            Block,
+            mlp_ratio=mlp_ratio,
+            swiglu=swiglu,
+            qkv_bias=qkv_bias,
+            proj_bias=proj_bias,
+            mlp_bias=mlp_bias,
+            norm_epsilon=norm_epsilon,
+            layer_scale=layer_scale,
+            activation=activation,
+            rngs=rngs,
         )
+        rates = (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
+        self.blocks = nnx.List([block(width, num_heads, drop_path_rate=rate) for rate in rates])
         self.norm = LayerNorm(width, epsilon=norm_epsilon) if final_norm else None
 
     def _make_positions(self, kind: str, rngs: nnx.Rngs) -> nnx.Variable:
         if kind == "sincos":
-            table = sincos_table(self.width, self.grid, class_token=self.num_extra == 1)
+            table = sincos_table(self.width, self.grid, class_token=self.cls_token is not None)
             return Constant(jnp.asarray(table))
         if kind == "learned":
-            shape = (self.num_extra + self.grid[0] * self.grid[1], self.width)
-            return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
+            return _normal((self.num_table_extra + self.grid[0] * self.grid[1], self.width), rngs)
         raise ConfigError(f"unknown positions {kind!r}; {nearest(kind, ('learned', 'sincos'))}")
 
     @property
     def num_extra(self) -> int:
-        """Tokens before the patches: 1 with a class token."""
+        """Tokens before the patches: the class token, then registers."""
+        return self.num_table_extra + (0 if self.registers is None else self.registers.shape[0])
+
+    @property
+    def num_table_extra(self) -> int:
+        """Rows of the position table before the patches': 1 with a class token."""
         return 0 if self.cls_token is None else 1
 
     def embed(
         self, images: Float[Array, "b h w c"], keep_ids: Int[Array, "b k"] | None = None
     ) -> Float[Array, "b n d"]:
-        """Class token and patch tokens with positions; see `__call__`."""
+        """Class token and patch tokens with positions, registers without; see `__call__`."""
         grid = self.patch_embed(images)
         height, width = grid.shape[1:3]
         table = resize_table(
-            self.pos_embed[...], self.grid, (height, width), num_extra=self.num_extra
+            self.pos_embed[...],
+            self.grid,
+            (height, width),
+            num_extra=self.num_table_extra,
+            way=self.position_resize,
         ).astype(grid.dtype)
         tokens = rearrange(grid, "b h w d -> b (h w) d")
-        tokens = tokens + table[None, self.num_extra :]
+        tokens = tokens + table[None, self.num_table_extra :]
         if keep_ids is not None:
             tokens = jnp.take_along_axis(tokens, keep_ids[..., None], axis=1)
-        if self.cls_token is not None:
-            first = self.cls_token[...].astype(grid.dtype) + table[0]
-            first = jnp.broadcast_to(first, (tokens.shape[0], 1, self.width))
-            tokens = jnp.concatenate([first, tokens], axis=1)
+        first = [
+            jnp.broadcast_to(rows, (tokens.shape[0], *rows.shape[-2:]))
+            for rows in self._first_tokens(table)
+        ]
+        tokens = jnp.concatenate([*first, tokens], axis=1)
         return tokens if self.first_norm is None else self.first_norm(tokens)
+
+    def _first_tokens(self, table: Array) -> Iterator[Array]:
+        """What stands before the patches, as rows [1, n, d]."""
+        if self.cls_token is not None:
+            token = self.cls_token[...].astype(table.dtype)
+            position = table[0] + token if self.class_token_twice else table[0]
+            yield (token + position)[None, None]
+        if self.registers is not None:
+            yield self.registers[...].astype(table.dtype)[None]
 
     def __call__(
         self,
@@ -191,7 +219,7 @@ class ViT(nnx.Module):
         keep_ids: Int[Array, "b k"] | None = None,
         key: OptionalKey = None,
     ) -> Float[Array, "b n d"]:
-        """Tokens after the last block and the final norm; the class token, if any, comes first.
+        """Tokens after the last block and the final norm: class token, registers, patches.
 
         Args:
             images: normalised, any size that is a multiple of the patch size.
@@ -229,7 +257,8 @@ class ViT(nnx.Module):
         Args:
             layers: block numbers, negative from the end; one number gives one array, a sequence
                 a tuple in that order.
-            as_grid: drop the class token and return maps [b, gh, gw, d]; else tokens [b, n, d].
+            as_grid: drop what stands before the patches and return maps [b, gh, gw, d]; else
+                tokens [b, n, d].
             norm: apply the final norm to every output.
 
         Raises:
@@ -253,6 +282,10 @@ class ViT(nnx.Module):
                 for i, y in outputs.items()
             }
         return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
+
+
+def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
+    return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
 
 
 def _uniform(limit: float) -> Any:

@@ -17,6 +17,7 @@ from vadapt.backbones.layers import OptionalKey
 from vadapt.backbones.vit import ViT
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet
+from vadapt.errors import ConfigError
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify, unpatchify
 from vadapt.tasks import inputs
@@ -51,6 +52,11 @@ class MaskedAutoencoder(nnx.Module):
     """A backbone that sees a part of the patches, and a decoder that predicts the rest."""
 
     def __init__(self, backbone: ViT, decoder: MAEDecoder):
+        if backbone.num_extra != 1:
+            raise ConfigError(
+                f"the decoder takes one class token before the patches, the backbone gives "
+                f"{backbone.num_extra} tokens; choose one with a class token and without registers"
+            )
         self.backbone = backbone
         self.decoder = decoder
 

@@ -18,12 +18,13 @@ from vadapt.backbones.positions import resize_table
 from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights import mmselfsup
-from vadapt.weights.clip import CLIP, SLIP
+from vadapt.weights.clip import CLIP, CLIP_HF, SLIP
+from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
 from vadapt.weights.files import read_arrays
 from vadapt.weights.mae import MAE
 from vadapt.weights.tables import Table, convert
 
-FAMILIES: tuple[Table, ...] = (MAE, CLIP, SLIP)
+FAMILIES: tuple[Table, ...] = (MAE, CLIP, CLIP_HF, SLIP, DINOV2, DINOV2_HF)
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -35,13 +36,14 @@ class Report:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # in the model, not in the file
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+    unused: list[str] = field(default_factory=list)  # in the file, of no use to any model here
     resized: list[str] = field(default_factory=list)  # position tables
     cast: list[str] = field(default_factory=list)  # other dtype in the file
     mismatched: list[str] = field(default_factory=list)  # other shape, not resizable
 
     def __str__(self) -> str:
         lines = [f"{self.family} weights: {len(self.loaded)} loaded"]
-        for name in ("missing", "unexpected", "resized", "cast", "mismatched"):
+        for name in ("missing", "unexpected", "unused", "resized", "cast", "mismatched"):
             items = getattr(self, name)
             if items:
                 more = f", ... {len(items) - 4} more" if len(items) > 4 else ""
@@ -61,8 +63,8 @@ def load_weights(
     Args:
         source: a `.safetensors`, `.npz` or `.pth` file (the last needs torch), the name of a
             shipped asset ("vit_micro_scenes"), or arrays by name. Names may be vadapt's paths or
-            those of the official MAE, MILAN, PAD, CLIP, SLIP and DINO checkpoints, or of
-            MMSelfSup's.
+            those of the official MAE, MILAN, PAD, CLIP, SLIP, DINO and DINOv2 checkpoints, of
+            MMSelfSup's, or of Hugging Face's CLIP and DINOv2.
         allow_missing: patterns of the model's paths that the file may lack and that then keep
             their values, such as "decoder/.*" for a file with the encoder alone.
         allow_unexpected: patterns of the file's names that the model has no place for; an array
@@ -105,8 +107,7 @@ def match_weights(
     Works on tracers, so that a gradient can be taken with respect to a file's own arrays.
     """
     places = variables(model)
-    family, converted, unknown = _translate(arrays, model)
-    report = Report(family)
+    report, converted, unknown = _translate(arrays, model)
     values: dict[str, jax.Array] = {}
     for path, array in converted.items():
         may_differ = _matches(path, allow_missing) and _matches(path, allow_unexpected)
@@ -178,24 +179,42 @@ def arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], s
 
 def _translate(
     arrays: Mapping[str, Any], model: nnx.Module
-) -> tuple[str, dict[str, Any], list[str]]:
+) -> tuple[Report, dict[str, Any], list[str]]:
+    """A report to be filled, the arrays by vadapt's paths, and names that mean nothing."""
     arrays = mmselfsup.renamed(arrays)
     backbone = "backbone/" if hasattr(model, "backbone") else ""
-    known = {table.family: sum(map(table.knows, arrays)) for table in FAMILIES}
-    family = max(known, key=lambda name: known[name])
-    if any("/" in name for name in arrays) or not known[family]:  # PyTorch's names have dots
+    places = variables(model)
+    table = _family(arrays, places, backbone)
+    if table is None:
         # vadapt's own names: of a whole model, or of its backbone alone. Either may be the file,
         # either the model.
-        places = variables(model)
-
         def place(name: str) -> str:
             options = (name, backbone + name, name.removeprefix("backbone/"))
             return next((option for option in options if option in places), name)
 
         direct = {place(name): array for name, array in arrays.items()}
-        return "vadapt", direct, []
-    table = next(table for table in FAMILIES if table.family == family)
-    return family, *convert(arrays, table, backbone=backbone)
+        return Report("vadapt"), direct, []
+    unused = [name for name in arrays if table.passes_over(name)]
+    used = {name: array for name, array in arrays.items() if name not in unused}
+    return Report(table.family, unused=unused), *convert(used, table, backbone=backbone)
+
+
+def _family(arrays: Mapping[str, Any], places: Mapping[str, Any], backbone: str) -> Table | None:
+    """The table that knows most names, among equals the one that leaves fewest without a place.
+
+    A DINOv2 file has names of a MAE file only, one of which (`mask_token`) has no place in a ViT.
+    None for vadapt's own names.
+    """
+
+    def left_over(table: Table) -> int:
+        paths = (table.find(name, backbone) for name in arrays if not table.passes_over(name))
+        return sum(found is None or found[0] not in places for found in paths)
+
+    known = [sum(map(table.knows, arrays)) for table in FAMILIES]
+    if any("/" in name for name in arrays) or not max(known):  # PyTorch's names have dots
+        return None
+    best = [table for table, number in zip(FAMILIES, known, strict=True) if number == max(known)]
+    return min(best, key=left_over)
 
 
 def _fit(
@@ -221,12 +240,13 @@ def _fit_positions(path: str, table: jax.Array, model: nnx.Module, report: Repor
     owner: Any = model
     for part in path.split("/")[:-1]:
         owner = getattr(owner, part)
-    extra = getattr(owner, "num_extra", 1)
+    extra = getattr(owner, "num_table_extra", 1)
     side = math.isqrt(table.shape[0] - extra)
     if side * side + extra != table.shape[0]:
         return table  # not a square grid: reported as a mismatch
     report.resized.append(f"{path}: {side}x{side} to {owner.grid[0]}x{owner.grid[1]}")
-    return resize_table(table, (side, side), owner.grid, num_extra=extra)
+    way = getattr(owner, "position_resize", "cubic")
+    return resize_table(table, (side, side), owner.grid, num_extra=extra, way=way)
 
 
 def _not_matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

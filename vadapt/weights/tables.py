@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 # Layout changes; they use array methods only, so NumPy arrays and JAX tracers both pass.
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
@@ -31,6 +33,8 @@ class Rule(NamedTuple):
     pattern: str  # regular expression for the family's name
     path: str  # vadapt's path, with \\1 for groups
     layout: str = "same"  # key of LAYOUTS
+    # Which part, of how many, of the outputs of a projection that vadapt has in one piece.
+    part: tuple[int, int] | None = None
 
 
 class Table(NamedTuple):
@@ -39,10 +43,24 @@ class Table(NamedTuple):
     family: str
     backbone: tuple[Rule, ...]
     head: tuple[Rule, ...] = ()
+    unused: str = ""  # regular expression for names that no model here has a use for
+
+    def find(self, name: str, backbone: str = "") -> tuple[str, Rule] | None:
+        """The path of an array of this name and the rule that says so; None if no rule does."""
+        for rules, prefix in ((self.backbone, backbone), (self.head, "")):
+            for rule in rules:
+                match = re.fullmatch(rule.pattern, name)
+                if match:
+                    return prefix + match.expand(rule.path), rule
+        return None
+
+    def passes_over(self, name: str) -> bool:
+        """Whether the family's files have an array of this name that is of no use here."""
+        return bool(self.unused and re.fullmatch(self.unused, name))
 
     def knows(self, name: str) -> bool:
-        """Whether any rule matches this name."""
-        return any(re.fullmatch(rule.pattern, name) for rule in (*self.backbone, *self.head))
+        """Whether this is a name of the family's."""
+        return self.passes_over(name) or self.find(name) is not None
 
 
 def convert(
@@ -50,20 +68,32 @@ def convert(
 ) -> tuple[dict[str, Any], list[str]]:
     """Arrays under vadapt's paths and layouts, and the names that no rule knows.
 
+    Projections that a family keeps apart, such as queries, keys and values, are joined; where one
+    of them is lacking, the others count as unknown.
+
     Args:
         backbone: where the backbone sits in the model, such as "backbone/"; "" if it is the model.
     """
-    rules = [(rule, backbone) for rule in table.backbone] + [(rule, "") for rule in table.head]
     converted: dict[str, Any] = {}
+    parts: dict[str, dict[tuple[int, int], tuple[str, Any]]] = {}
     unknown: list[str] = []
     for name, array in arrays.items():
-        for rule, prefix in rules:
-            match = re.fullmatch(rule.pattern, name)
-            if match:
-                converted[prefix + match.expand(rule.path)] = LAYOUTS[rule.layout](array)
-                break
-        else:
+        found = table.find(name, backbone)
+        if found is None:
             unknown.append(name)
+            continue
+        path, rule = found
+        array = LAYOUTS[rule.layout](array)
+        if rule.part is None:
+            converted[path] = array
+        else:
+            parts.setdefault(path, {})[rule.part] = (name, array)
+    for path, pieces in parts.items():
+        _, number = next(iter(pieces))
+        if len(pieces) == number:
+            converted[path] = jnp.concatenate([pieces[key][1] for key in sorted(pieces)], axis=-1)
+        else:
+            unknown.extend(name for name, _ in pieces.values())
     return converted, unknown
 
 
@@ -79,14 +109,28 @@ def revert(
     reverted: dict[str, Any] = {}
     unknown: list[str] = []
     for path, array in values.items():
-        for rule in rules:
-            match = re.fullmatch(rule.pattern, path)
-            if match:
-                reverted[match.expand(rule.path)] = REVERSED[rule.layout](array)
-                break
-        else:
+        named = dict(_named(path, array, rules))
+        reverted |= named
+        if not named:
             unknown.append(path)
     return reverted, unknown
+
+
+def _named(path: str, array: Any, rules: list[Rule]) -> Iterator[tuple[str, Any]]:
+    """What a family calls an array, and how it lays it out: one name, or one a part."""
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, path)
+        if match is None:
+            continue
+        if rule.part is None:
+            yield match.expand(rule.path), REVERSED[rule.layout](array)
+            return
+        index, number = rule.part
+        size = array.shape[-1] // number
+        part = array[..., index * size : (index + 1) * size]
+        yield match.expand(rule.path), REVERSED[rule.layout](part)
+        if index == number - 1:
+            return
 
 
 def _reversed(rule: Rule, prefix: str) -> Rule:
@@ -97,4 +141,4 @@ def _reversed(rule: Rule, prefix: str) -> Rule:
     for number, group in enumerate(groups, start=1):
         name = name.replace(group, f"\\{number}", 1)
         path = path.replace(f"\\{number}", group, 1)
-    return Rule(path, name.replace(r"\.", "."), rule.layout)
+    return Rule(path, name.replace(r"\.", "."), rule.layout, rule.part)

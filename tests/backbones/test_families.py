@@ -1,0 +1,44 @@
+"""Named backbones: every name builds, and says which pixels its files were trained on."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vadapt import models
+from vadapt.backbones.families import BACKBONES
+from vadapt.backbones.vit import VARIANTS
+from vadapt.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_name_builds_and_gives_its_width(name):
+    known = BACKBONES[name]
+    size = {**VARIANTS[known.variant], **known.options}
+    side = 2 * size["patch_size"]
+
+    def run():
+        model = models.create(name, depth=1, image_size=side)
+        return model(jnp.zeros((1, side, side, 3)))
+
+    tokens = 1 + size.get("num_registers", 0) + 4
+    assert jax.eval_shape(run).shape == (1, tokens, size["width"])
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_statistics_are_of_channels_in_0_1(name):
+    mean, std = models.statistics(name)
+    assert len(mean) == len(std) == 3
+    assert all(0.0 < value < 1.0 for value in (*mean, *std))
+
+
+def test_options_go_over_those_of_the_name():
+    model = models.create("dinov2_small", depth=1, image_size=(28, 56), position_resize="cubic")
+    assert model.grid == (2, 4)
+    assert model.position_resize == "cubic"
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="dinov2_small_reg"):
+        models.create("dinov2_small_regs")
+    with pytest.raises(ConfigError, match="clip_base"):
+        models.statistics("clip_bases")

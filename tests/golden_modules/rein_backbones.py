@@ -1,0 +1,115 @@
+"""Golden cases of Rein's frozen backbones: DINOv2, CLIP's visual trunk, tables and conversion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from vadapt.backbones.families import CLIP, DINOV2
+from vadapt.backbones.positions import resize_table
+from vadapt.backbones.teachers import Tower
+from vadapt.backbones.vit import ViT
+from vadapt.necks.pyramid import pyramid
+from vadapt.weights.dinov2 import for_patches
+
+SWIGLU = {"mlp": False, "swiglufused": True}
+
+
+def nchw(maps: Any) -> Any:
+    """Maps as the original gives them."""
+    return jnp.moveaxis(maps, -1, 1)
+
+
+def build_dinov2(config: dict[str, Any]) -> ViT:
+    """The trunk of a golden file's settings; `block_chunks` is in the parameters' names."""
+    return ViT(
+        **{
+            **DINOV2,
+            "width": config["embed_dim"],
+            "depth": config["depth"],
+            "num_heads": config["num_heads"],
+            "patch_size": config["patch_size"],
+            "image_size": config["img_size"],
+            "in_channels": config.get("in_chans", 3),
+            "mlp_ratio": config.get("mlp_ratio", 4),
+            "swiglu": SWIGLU[config.get("ffn_layer", "mlp")],
+            "qkv_bias": config.get("qkv_bias", True),
+            "proj_bias": config.get("proj_bias", True),
+            "mlp_bias": config.get("ffn_bias", True),
+            "layer_scale": config["init_values"],
+        },
+        rngs=nnx.Rngs(0),
+    )
+
+
+def dinov2(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    model = imported(build_dinov2(config), params)
+    taps = sorted(config["out_indices"])
+    maps = model.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
+    return {f"feat{i}": nchw(x) for i, x in enumerate(pyramid(maps))}
+
+
+def build_clip(config: dict[str, Any]) -> Tower:
+    """The trunk, with a last norm and a projection only where embeddings are asked for."""
+    rngs = nnx.Rngs(0)
+    backbone = ViT(
+        **CLIP,
+        width=config["width"],
+        depth=config["layers"],
+        num_heads=config["heads"],
+        patch_size=config["patch_size"],
+        image_size=config["input_resolution"],
+        position_resize="linear",
+        class_token_twice=True,
+        final_norm=config["get_embeddings"],
+        rngs=rngs,
+    )
+    return Tower(backbone, config["output_dim"] if config["get_embeddings"] else None, rngs=rngs)
+
+
+def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    named = {f"visual.{name}": value for name, value in params.items()}
+    tower = imported(build_clip(config), named)
+    images = nhwc(inputs["image"])
+    taps = sorted(config["out_indices"])
+    maps = tower.backbone.features(images, taps, as_grid=True, norm=False)
+    outputs = {f"feat{i}": nchw(x) for i, x in enumerate(maps)}
+    if config["get_embeddings"]:
+        tokens, _ = tower(images)
+        visual = tokens[:, 1:].reshape(*maps[0].shape[:-1], -1)
+        outputs |= {"global_embedding": tokens[:, 0], "visual_embedding": nchw(visual)}
+    return outputs
+
+
+def interpolate_positions(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    grid, patch = config["grid"], config["patch_size"]
+    return {
+        f"pos_{height}x{width}": resize_table(
+            params["pos_embed"][0],
+            (grid, grid),
+            (height // patch, width // patch),
+            way=DINOV2["position_resize"],
+        )[None]
+        for height, width in config["sizes"]
+    }
+
+
+def convert(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    files = {
+        "patch_embed.proj.weight": inputs["patch_embed_proj_weight"],
+        "pos_embed": inputs["pos_embed"],
+    }
+    rows, columns = config["grid_to"]
+    converted = for_patches(files, config["kernel_to"], (rows, columns))
+    return {name.replace(".", "_"): value for name, value in converted.items()}
+
+
+MODULES = {
+    "DinoVisionTransformer": dinov2,
+    "CLIPVisionTransformer": clip,
+    "dinov2_interpolate_pos_encoding": interpolate_positions,
+    "convert_dinov2": convert,
+}

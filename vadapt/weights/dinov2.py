@@ -1,0 +1,115 @@
+"""Names of DINOv2 checkpoints: the official ones and Hugging Face's, with registers or without.
+
+`mask_token`, which masked pre-training had a use for, is passed over by an import and absent from
+an export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from vadapt.backbones.positions import resample, resize_table
+from vadapt.weights.mae import block_rules, trunk_rules
+from vadapt.weights.tables import LAYOUTS, REVERSED, Rule, Table
+
+# Training files number the chunk before the block: `blocks.0.3.` is `blocks.3.` of the released.
+_BLOCK = r"blocks(?:|\.\d+)\.(\d+)\."
+
+DINOV2 = Table(
+    family="dinov2",
+    backbone=(
+        # Before the trunk's rules, which know both names and would write `gamma_1`.
+        Rule(_BLOCK + r"ls1\.gamma", r"blocks/\1/attn/scale/gamma"),
+        Rule(_BLOCK + r"ls2\.gamma", r"blocks/\1/mlp/scale/gamma"),
+        Rule(_BLOCK + r"mlp\.(w12|w3)\.weight", r"blocks/\1/mlp/inner/\2/kernel", "linear"),
+        Rule(_BLOCK + r"mlp\.(w12|w3)\.bias", r"blocks/\1/mlp/inner/\2/bias"),
+        Rule("register_tokens", "registers", "table"),
+        *trunk_rules(),
+        *block_rules(r"blocks\.\d+", "blocks"),
+    ),
+    unused="mask_token",
+)
+
+
+def _hugging_face_block_rules(prefix: str) -> tuple[Rule, ...]:
+    """Names in files first; models of transformers 5 have others in memory."""
+    name, path = prefix + r"encoder\.layer\.(\d+)\.", r"blocks/\1/"
+    attn, mlp = path + "attn/inner/", path + "mlp/inner/"
+
+    def linear(source: str, target: str, part: tuple[int, int] | None = None) -> tuple[Rule, Rule]:
+        return (
+            Rule(name + source + r"\.weight", target + "/kernel", "linear", part),
+            Rule(name + source + r"\.bias", target + "/bias", part=part),
+        )
+
+    return (
+        Rule(name + r"norm1\.weight", path + "attn/norm/scale"),
+        Rule(name + r"norm1\.bias", path + "attn/norm/bias"),
+        *linear(r"attention\.(?:attention\.query|q_proj)", attn + "qkv", (0, 3)),
+        *linear(r"attention\.(?:attention\.key|k_proj)", attn + "qkv", (1, 3)),
+        *linear(r"attention\.(?:attention\.value|v_proj)", attn + "qkv", (2, 3)),
+        *linear(r"attention\.(?:output\.dense|o_proj)", attn + "proj"),
+        Rule(name + r"layer_scale1\.lambda1", path + "attn/scale/gamma"),
+        Rule(name + r"norm2\.weight", path + "mlp/norm/scale"),
+        Rule(name + r"norm2\.bias", path + "mlp/norm/bias"),
+        *linear(r"mlp\.(fc1|fc2)", mlp + r"\2"),
+        *linear(r"mlp\.weights_in", mlp + "w12"),
+        *linear(r"mlp\.gate_proj", mlp + "w12", (0, 2)),
+        *linear(r"mlp\.up_proj", mlp + "w12", (1, 2)),
+        *linear(r"mlp\.(?:weights_out|down_proj)", mlp + "w3"),
+        Rule(name + r"layer_scale2\.lambda1", path + "mlp/scale/gamma"),
+    )
+
+
+def _hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
+    name = prefix + r"embeddings\."
+    patches = name + r"patch_embeddings\.projection\."
+    return (
+        Rule(name + "cls_token", "cls_token", "vector"),
+        Rule(name + "register_tokens", "registers", "table"),
+        Rule(name + "position_embeddings", "pos_embed", "table"),
+        Rule(patches + "weight", "patch_embed/proj/kernel", "conv"),
+        Rule(patches + "bias", "patch_embed/proj/bias"),
+        *_hugging_face_block_rules(prefix),
+        Rule(prefix + r"layernorm\.weight", "norm/scale"),
+        Rule(prefix + r"layernorm\.bias", "norm/bias"),
+    )
+
+
+# The prefix is that of models with something on top, such as a classifier.
+_PREFIX = r"(?:|dinov2\.|dinov2_with_registers\.)"
+DINOV2_HF = Table(
+    family="dinov2_hf",
+    backbone=_hugging_face_rules(_PREFIX),
+    unused=_PREFIX + r"embeddings\.mask_token",
+)
+
+
+def for_patches(
+    arrays: Mapping[str, Any], patch_size: int, grid: tuple[int, int]
+) -> dict[str, Any]:
+    """An official DINOv2 file for patches of another size, and a table of another grid.
+
+    Both are sampled bicubically, the kernel without rescaling of its sum. Unlike the resizing
+    inside a DINOv2 model, the table's step is exact: what Rein does once to the patch-14 files.
+
+    Args:
+        arrays: by official names; `patch_embed.proj.weight` is (out, in, p, p) and `pos_embed`
+            (1, 1 + g * g, d) of a square grid.
+        grid: (rows, columns) of patches, such as (32, 32) for 512 px and patches of 16.
+
+    Source: Rein, arXiv:2312.04265, released code.
+    """
+    kernel = LAYOUTS["conv"](jnp.asarray(arrays["patch_embed.proj.weight"]))
+    kernel = resample(kernel, (patch_size, patch_size))
+    table = LAYOUTS["table"](jnp.asarray(arrays["pos_embed"]))
+    side = round((table.shape[0] - 1) ** 0.5)
+    table = resize_table(table, (side, side), grid)
+    return {
+        **arrays,
+        "patch_embed.proj.weight": REVERSED["conv"](kernel),
+        "pos_embed": REVERSED["table"](table),
+    }
