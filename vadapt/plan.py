@@ -266,9 +266,9 @@ def comparison(found: dict[str, Plan]) -> str:
         figures = (
             (
                 f"{one['memory_bytes']['total'] / GIB:.2f} GiB",
-                f"{one['flops'] / 1e12:.2f}",
-                f"{one['hbm_bytes'] / 1e9:.1f}",
-                f"{sum(item['bytes'] for item in one['collectives']) / 1e6:.1f}",
+                f"{one['flops'] / 1e12:.3g}",
+                f"{one['hbm_bytes'] / 1e9:.3g}",
+                f"{sum(item['bytes'] for item in one['collectives']) / 1e6:.3g}",
                 _ms(one["roofline_seconds"]),
                 one["bound"],
             )
