@@ -230,12 +230,13 @@ def summary(model: nnx.Module, trainable: Trainable = DEFAULT, depth: int = 1) -
     number, total = count(parts.trainable), count(parts.trainable) + count(parts.frozen)
     lines.append(
         f"trainable: {number:,} of {total:,} parameters ({100 * number / max(total, 1):.3f}%), "
-        f"{human_bytes(_bytes(parts.trainable))}; frozen: {human_bytes(_bytes(parts.frozen))}"
+        f"{human_bytes(num_bytes(parts.trainable))}; frozen: {human_bytes(num_bytes(parts.frozen))}"
     )
     return "\n".join(lines)
 
 
-def _bytes(tree: Any) -> int:
+def num_bytes(tree: Tree) -> int:
+    """What the arrays of a tree, or their shapes, take in memory."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -26,7 +26,7 @@ from flax import nnx
 
 from vadapt.command_line import parse, print_error
 from vadapt.errors import VadaptError
-from vadapt.partition import human_bytes, split
+from vadapt.partition import human_bytes, num_bytes, split
 from vadapt.remat import POLICIES
 from vadapt.run import full_training
 from vadapt.tasks import make_task
@@ -66,8 +66,8 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
         "slices": slices,
         "chips": program.mesh.size,
         "batch": shared_batch(config, program.mesh.size),
-        "trainable_bytes": _bytes(program.state["trainable"]),
-        "frozen_bytes": _bytes(program.frozen),
+        "trainable_bytes": num_bytes(program.state["trainable"]),
+        "frozen_bytes": num_bytes(program.frozen),
     }
     if slices > 1:
         shape = {"slice": slices, **shape, "data": shape["data"] // slices}
@@ -316,10 +316,6 @@ def _needs(message: str) -> str:
     """The compiler's sentence about memory, out of a page."""
     found = re.search(r"Used \S+ of \S+ hbm|the total memory required.*? HBM \(\S+\)", message)
     return found[0] if found else message.strip().splitlines()[0]
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _define_flags() -> None:

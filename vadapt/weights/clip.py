@@ -8,26 +8,21 @@ Paths are those of `vadapt.backbones.teachers.Tower`: a backbone, and `proj` bes
 from __future__ import annotations
 
 from vadapt.weights.mae import trunk_rules
-from vadapt.weights.tables import Rule, Table
+from vadapt.weights.tables import Rule, Table, linear, norm
 
 
 def _clip_block_rules() -> tuple[Rule, ...]:
     name, path = r"visual\.transformer\.resblocks\.(\d+)\.", r"blocks/\1/"
     attn, mlp = path + "attn/inner/", path + "mlp/inner/"
     return (
-        Rule(name + r"ln_1\.weight", path + "attn/norm/scale"),
-        Rule(name + r"ln_1\.bias", path + "attn/norm/bias"),
+        *norm(name + r"ln_1", path + "attn/norm"),
         # Query, key and value thirds, head-major inside each: the rows of timm's `qkv`.
         Rule(name + r"attn\.in_proj_weight", attn + "qkv/kernel", "linear"),
         Rule(name + r"attn\.in_proj_bias", attn + "qkv/bias"),
-        Rule(name + r"attn\.out_proj\.weight", attn + "proj/kernel", "linear"),
-        Rule(name + r"attn\.out_proj\.bias", attn + "proj/bias"),
-        Rule(name + r"ln_2\.weight", path + "mlp/norm/scale"),
-        Rule(name + r"ln_2\.bias", path + "mlp/norm/bias"),
-        Rule(name + r"mlp\.c_fc\.weight", mlp + "fc1/kernel", "linear"),
-        Rule(name + r"mlp\.c_fc\.bias", mlp + "fc1/bias"),
-        Rule(name + r"mlp\.c_proj\.weight", mlp + "fc2/kernel", "linear"),
-        Rule(name + r"mlp\.c_proj\.bias", mlp + "fc2/bias"),
+        *linear(name + r"attn\.out_proj", attn + "proj"),
+        *norm(name + r"ln_2", path + "mlp/norm"),
+        *linear(name + r"mlp\.c_fc", mlp + "fc1"),
+        *linear(name + r"mlp\.c_proj", mlp + "fc2"),
     )
 
 
@@ -37,11 +32,9 @@ CLIP = Table(
         Rule(r"visual\.class_embedding", "cls_token"),
         Rule(r"visual\.positional_embedding", "pos_embed"),
         Rule(r"visual\.conv1\.weight", "patch_embed/proj/kernel", "conv"),
-        Rule(r"visual\.ln_pre\.weight", "first_norm/scale"),
-        Rule(r"visual\.ln_pre\.bias", "first_norm/bias"),
+        *norm(r"visual\.ln_pre", "first_norm"),
         *_clip_block_rules(),
-        Rule(r"visual\.ln_post\.weight", "norm/scale"),
-        Rule(r"visual\.ln_post\.bias", "norm/bias"),
+        *norm(r"visual\.ln_post", "norm"),
     ),
     head=(Rule(r"visual\.proj", "proj"),),  # used as tokens @ proj, so not transposed
 )
@@ -53,23 +46,14 @@ _VISION = r"(?:vision_model\.|)"
 def _hugging_face_block_rules() -> tuple[Rule, ...]:
     name, path = _VISION + r"encoder\.layers\.(\d+)\.", r"blocks/\1/"
     attn, mlp = path + "attn/inner/", path + "mlp/inner/"
-    thirds = []
-    for part, letter in enumerate("qkv"):
-        source = name + rf"self_attn\.{letter}_proj\."
-        thirds += [
-            Rule(source + "weight", attn + "qkv/kernel", "linear", (part, 3)),
-            Rule(source + "bias", attn + "qkv/bias", part=(part, 3)),
-        ]
     return (
-        Rule(name + r"layer_norm1\.weight", path + "attn/norm/scale"),
-        Rule(name + r"layer_norm1\.bias", path + "attn/norm/bias"),
-        *thirds,
-        Rule(name + r"self_attn\.out_proj\.weight", attn + "proj/kernel", "linear"),
-        Rule(name + r"self_attn\.out_proj\.bias", attn + "proj/bias"),
-        Rule(name + r"layer_norm2\.weight", path + "mlp/norm/scale"),
-        Rule(name + r"layer_norm2\.bias", path + "mlp/norm/bias"),
-        Rule(name + r"mlp\.(fc1|fc2)\.weight", mlp + r"\2/kernel", "linear"),
-        Rule(name + r"mlp\.(fc1|fc2)\.bias", mlp + r"\2/bias"),
+        *norm(name + r"layer_norm1", path + "attn/norm"),
+        *linear(name + r"self_attn\.q_proj", attn + "qkv", (0, 3)),
+        *linear(name + r"self_attn\.k_proj", attn + "qkv", (1, 3)),
+        *linear(name + r"self_attn\.v_proj", attn + "qkv", (2, 3)),
+        *linear(name + r"self_attn\.out_proj", attn + "proj"),
+        *norm(name + r"layer_norm2", path + "mlp/norm"),
+        *linear(name + r"mlp\.(fc1|fc2)", mlp + r"\2"),
     )
 
 
@@ -79,11 +63,9 @@ CLIP_HF = Table(
         Rule(_VISION + r"embeddings\.class_embedding", "cls_token"),
         Rule(_VISION + r"embeddings\.position_embedding\.weight", "pos_embed"),
         Rule(_VISION + r"embeddings\.patch_embedding\.weight", "patch_embed/proj/kernel", "conv"),
-        Rule(_VISION + r"pre_layrnorm\.weight", "first_norm/scale"),  # spelt like this
-        Rule(_VISION + r"pre_layrnorm\.bias", "first_norm/bias"),
+        *norm(_VISION + r"pre_layrnorm", "first_norm"),  # spelt like this
         *_hugging_face_block_rules(),
-        Rule(_VISION + r"post_layernorm\.weight", "norm/scale"),
-        Rule(_VISION + r"post_layernorm\.bias", "norm/bias"),
+        *norm(_VISION + r"post_layernorm", "norm"),
     ),
     head=(Rule(r"visual_projection\.weight", "proj", "linear"),),
     unused=_VISION + r"embeddings\.position_ids",  # 0, 1, 2, ... in older files

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vadapt.backbones.positions import resample, resize_table
 from vadapt.weights.mae import block_rules, trunk_rules
-from vadapt.weights.tables import LAYOUTS, REVERSED, Rule, Table
+from vadapt.weights.tables import LAYOUTS, REVERSED, Rule, Table, linear, norm
 
 # Training files number the chunk before the block: `blocks.0.3.` is `blocks.3.` of the released.
 _BLOCK = r"blocks(?:|\.\d+)\.(\d+)\."
@@ -24,8 +24,7 @@ DINOV2 = Table(
         # Before the trunk's rules, which know both names and would write `gamma_1`.
         Rule(_BLOCK + r"ls1\.gamma", r"blocks/\1/attn/scale/gamma"),
         Rule(_BLOCK + r"ls2\.gamma", r"blocks/\1/mlp/scale/gamma"),
-        Rule(_BLOCK + r"mlp\.(w12|w3)\.weight", r"blocks/\1/mlp/inner/\2/kernel", "linear"),
-        Rule(_BLOCK + r"mlp\.(w12|w3)\.bias", r"blocks/\1/mlp/inner/\2/bias"),
+        *linear(_BLOCK + r"mlp\.(w12|w3)", r"blocks/\1/mlp/inner/\2"),
         Rule("register_tokens", "registers", "table"),
         *trunk_rules(),
         *block_rules(r"blocks\.\d+", "blocks"),
@@ -39,27 +38,19 @@ def _hugging_face_block_rules(prefix: str) -> tuple[Rule, ...]:
     name, path = prefix + r"encoder\.layer\.(\d+)\.", r"blocks/\1/"
     attn, mlp = path + "attn/inner/", path + "mlp/inner/"
 
-    def linear(source: str, target: str, part: tuple[int, int] | None = None) -> tuple[Rule, Rule]:
-        return (
-            Rule(name + source + r"\.weight", target + "/kernel", "linear", part),
-            Rule(name + source + r"\.bias", target + "/bias", part=part),
-        )
-
     return (
-        Rule(name + r"norm1\.weight", path + "attn/norm/scale"),
-        Rule(name + r"norm1\.bias", path + "attn/norm/bias"),
-        *linear(r"attention\.(?:attention\.query|q_proj)", attn + "qkv", (0, 3)),
-        *linear(r"attention\.(?:attention\.key|k_proj)", attn + "qkv", (1, 3)),
-        *linear(r"attention\.(?:attention\.value|v_proj)", attn + "qkv", (2, 3)),
-        *linear(r"attention\.(?:output\.dense|o_proj)", attn + "proj"),
+        *norm(name + r"norm1", path + "attn/norm"),
+        *linear(name + r"attention\.(?:attention\.query|q_proj)", attn + "qkv", (0, 3)),
+        *linear(name + r"attention\.(?:attention\.key|k_proj)", attn + "qkv", (1, 3)),
+        *linear(name + r"attention\.(?:attention\.value|v_proj)", attn + "qkv", (2, 3)),
+        *linear(name + r"attention\.(?:output\.dense|o_proj)", attn + "proj"),
         Rule(name + r"layer_scale1\.lambda1", path + "attn/scale/gamma"),
-        Rule(name + r"norm2\.weight", path + "mlp/norm/scale"),
-        Rule(name + r"norm2\.bias", path + "mlp/norm/bias"),
-        *linear(r"mlp\.(fc1|fc2)", mlp + r"\2"),
-        *linear(r"mlp\.weights_in", mlp + "w12"),
-        *linear(r"mlp\.gate_proj", mlp + "w12", (0, 2)),
-        *linear(r"mlp\.up_proj", mlp + "w12", (1, 2)),
-        *linear(r"mlp\.(?:weights_out|down_proj)", mlp + "w3"),
+        *norm(name + r"norm2", path + "mlp/norm"),
+        *linear(name + r"mlp\.(fc1|fc2)", mlp + r"\2"),
+        *linear(name + r"mlp\.weights_in", mlp + "w12"),
+        *linear(name + r"mlp\.gate_proj", mlp + "w12", (0, 2)),
+        *linear(name + r"mlp\.up_proj", mlp + "w12", (1, 2)),
+        *linear(name + r"mlp\.(?:weights_out|down_proj)", mlp + "w3"),
         Rule(name + r"layer_scale2\.lambda1", path + "mlp/scale/gamma"),
     )
 
@@ -74,8 +65,7 @@ def _hugging_face_rules(prefix: str) -> tuple[Rule, ...]:
         Rule(patches + "weight", "patch_embed/proj/kernel", "conv"),
         Rule(patches + "bias", "patch_embed/proj/bias"),
         *_hugging_face_block_rules(prefix),
-        Rule(prefix + r"layernorm\.weight", "norm/scale"),
-        Rule(prefix + r"layernorm\.bias", "norm/bias"),
+        *norm(prefix + r"layernorm", "norm"),
     )
 
 

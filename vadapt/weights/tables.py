@@ -37,6 +37,19 @@ class Rule(NamedTuple):
     part: tuple[int, int] | None = None
 
 
+def linear(source: str, target: str, part: tuple[int, int] | None = None) -> tuple[Rule, Rule]:
+    """Weight and bias of a linear layer; the names without `weight` and `kernel`."""
+    return (
+        Rule(source + r"\.weight", target + "/kernel", "linear", part),
+        Rule(source + r"\.bias", target + "/bias", part=part),
+    )
+
+
+def norm(source: str, target: str) -> tuple[Rule, Rule]:
+    """Scale and bias of a norm; the names without `weight` and `scale`."""
+    return Rule(source + r"\.weight", target + "/scale"), Rule(source + r"\.bias", target + "/bias")
+
+
 class Table(NamedTuple):
     """A family's rules. Paths of `backbone` rules are relative to the backbone."""
 
