@@ -53,12 +53,12 @@ for host in 0 1; do
 done
 for host in $(jobs -p); do wait "$host" || exit; done
 """
-# Makes an environment whose Python prints its arguments.
+# Makes an environment whose Python prints its arguments: at once, since two do it together.
 UV = f"""
 if [[ $1 == venv ]]; then
     mkdir -p .venv/bin
     echo '#!{sys.executable}' >.venv/bin/python
-    echo 'import sys; print(sys.argv[1:])' >>.venv/bin/python
+    echo 'import sys; sys.stdout.write(str(sys.argv[1:]) + "\\n")' >>.venv/bin/python
     chmod +x .venv/bin/python
 fi
 """
@@ -186,7 +186,8 @@ import sys
 from vadapt.training import distributed
 distributed.start()
 import jax
-print(jax.process_index(), "of", jax.process_count(), sys.argv[1:])
+said = f"{jax.process_index()} of {jax.process_count()} {sys.argv[1:]}\\n"
+sys.stdout.write(said)  # at once, even where Python does not buffer: two write here
 """
     python = f"exec {sys.executable} -c '{code}' \"$@\""
     (tmp_path / "a run").mkdir()
