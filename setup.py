@@ -18,6 +18,8 @@ EXTRAS = {
     "benchmarks": ["torch>=2.6", "transformers>=5", "peft>=0.18"],
     "notebooks": ["jupyterlab", "matplotlib"],
 }
+# What the tests marked `interop` hold vadapt against.
+EXTRAS["interop"] = ["torch==2.13.0", "transformers>=5", "peft>=0.18"]
 EXTRAS["test"] = [
     "pytest>=8",
     "pytest-xdist",

@@ -1,6 +1,5 @@
 """The benchmarks of speed run at their smallest size and write what they say; no time is judged."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -41,10 +40,7 @@ def test_train_step_measures_vadapt(tmp_path):
     assert rows["pad", "vadapt"]["trainable"] < rows["full", "vadapt"]["trainable"]
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("torch", "transformers", "peft"))),
-    reason="needs torch, transformers and peft",
-)
+@pytest.mark.interop
 def test_train_step_compares_with_torch_at_equal_sizes(tmp_path):
     rows = train_step(tmp_path, "vadapt", "eager")
     for pair in ("pad", "full"):

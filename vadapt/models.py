@@ -11,7 +11,6 @@ from flax import nnx
 from vadapt import adapters
 from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.teachers import Tower, kind_of, tower
-from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError, WeightsError, nearest
 from vadapt.partition import Frozen, mark
 from vadapt.weights.load import Report, arrays_of, load_weights
@@ -35,7 +34,7 @@ def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> Any:
     """
     known = _known(name)
     rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
-    return vit(known.variant, **{**known.options, **options}, rngs=rngs)
+    return known.build(**{**known.options, **options}, rngs=rngs)
 
 
 def statistics(name: str) -> Statistics:

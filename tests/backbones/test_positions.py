@@ -41,25 +41,6 @@ def test_resizing_is_plain_bicubic_for_growing_shrinking_and_non_square_grids(
     np.testing.assert_allclose(found[1:], expected, atol=5e-6)  # steps are float32
 
 
-@pytest.mark.parametrize(
-    ("way", "mode", "antialias"),
-    [
-        ("cubic", "bicubic", False),
-        ("cubic_antialias", "bicubic", True),
-        ("linear", "bilinear", False),
-    ],
-)
-@pytest.mark.parametrize("target", [(7, 5), (2, 3), (9, 2), (4, 12)])
-def test_resizing_is_pytorchs(target, way, mode, antialias, rng):
-    torch = pytest.importorskip("torch", reason="compares with torch's interpolate")
-    table = rng.normal(size=(4 * 6, 3)).astype(np.float32)
-    found = resize_table(jnp.asarray(table), (4, 6), target, num_extra=0, way=way)
-    grid = torch.from_numpy(table.reshape(4, 6, 3).transpose(2, 0, 1))[None]
-    resized = torch.nn.functional.interpolate(grid, target, mode=mode, antialias=antialias)
-    expected = resized[0].numpy().transpose(1, 2, 0).reshape(-1, 3)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-
-
 @pytest.mark.parametrize("way", sorted(RESIZES))
 def test_same_grid_is_untouched(way, rng):
     table = jnp.asarray(rng.normal(size=(13, 4)).astype(np.float32))

@@ -184,64 +184,8 @@ def test_an_array_of_another_shape_is_passed_over_only_if_both_lists_say_so():
     np.testing.assert_array_equal(model.norm.scale[...], arrays["norm.weight"])
 
 
-def hugging_face():
-    """A small random CLIP tower of transformers."""
-    torch = pytest.importorskip("torch", reason="compares with transformers' models")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=5,
-    )
-    torch.manual_seed(0)
-    model = transformers.CLIPVisionModelWithProjection(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model.eval()
-
-
 def clip_tower():
     return small_tower(**CLIP_OPTIONS, norm_epsilon=1e-5)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
-def test_features_are_those_of_hugging_faces_tower(size, tmp_path):
-    reference = hugging_face()
-    import torch
-
-    reference.save_pretrained(tmp_path)
-    tower = clip_tower()
-    assert load_weights(tower, tmp_path / "model.safetensors").family == "clip_hf"
-    images = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
-    with torch.no_grad():
-        theirs = reference(
-            torch.from_numpy(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True
-        )
-    tokens = tower.backbone.features(jnp.asarray(images), norm=False)
-    features, _ = tower(jnp.asarray(images))
-    pairs = [
-        (tokens, theirs.last_hidden_state.numpy()),
-        (features[:, 0], theirs.image_embeds.numpy()),
-    ]
-    for found, expected in pairs:
-        assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
-
-
-def test_hugging_faces_tower_takes_what_is_written(tmp_path):
-    reference, tower = hugging_face(), clip_tower()
-    arrays = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
-    load_weights(tower, arrays)
-    values = {path: np.asarray(value[...]) for path, value in variables(tower).items()}
-    written, lost = revert(values, CLIP_HF, backbone="backbone/")
-    assert lost == []
-    assert written.keys() == arrays.keys()
-    for name, array in written.items():
-        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
 def test_a_teacher_takes_its_part_of_hugging_faces_file(known_tower, tmp_path):

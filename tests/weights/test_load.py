@@ -99,19 +99,6 @@ def test_official_checkpoints_load_completely(tmp_path, grafted, suffix):
     np.testing.assert_array_equal(patch[2, 3, 1], weight[:, 1, 2, 3])
 
 
-def test_a_torch_checkpoint_loads_through_the_same_path(tmp_path):
-    torch = pytest.importorskip("torch", reason="reading .pth is the extra `torch`")
-    arrays = official()
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "mae.pth")
-    model = autoencoder()
-    assert len(load_weights(model, tmp_path / "mae.pth").loaded) == len(arrays)
-    twin = autoencoder()
-    load_weights(twin, arrays)
-    for name, value in variables(model).items():
-        np.testing.assert_array_equal(value[...], variables(twin)[name][...])
-
-
 def test_torch_files_are_read_with_weights_only_and_unwrapped(tmp_path, monkeypatch):
     class Tensor:
         dtype = "float32"

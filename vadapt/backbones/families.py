@@ -1,13 +1,14 @@
-"""Named backbones: a size, the options of the one ViT, and the pixel statistics of its training."""
+"""Named backbones: a class, its options, and the pixel statistics of its training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vadapt.backbones.layers import gelu_quick
-from vadapt.backbones.vit import VARIANTS
+from vadapt.backbones.vit import VARIANTS, vit
 
 Triple = tuple[float, float, float]
 
@@ -43,29 +44,36 @@ REGISTERS = MappingProxyType({"num_registers": 4, "position_resize": "cubic_anti
 
 
 class Backbone(NamedTuple):
-    """What a name stands for."""
+    """What a name stands for: `build(**options)` is the model, with `rngs` among the options."""
 
-    variant: str  # key of `VARIANTS`
-    options: Mapping[str, Any] = MappingProxyType({})  # of `ViT`, over the variant's
+    build: Callable[..., Any]
+    options: Mapping[str, Any] = MappingProxyType({})
     statistics: Statistics = IMAGENET
+
+
+def _vit(
+    variant: str, options: Mapping[str, Any] = MappingProxyType({}), pixels: Statistics = IMAGENET
+) -> Backbone:
+    """The one ViT in a size of `VARIANTS`."""
+    return Backbone(functools.partial(vit, variant), options, pixels)
 
 
 def _dinov2(variant: str) -> dict[str, Backbone]:
     """DINOv2 of a size, plain (arXiv:2304.07193) and with registers (arXiv:2309.16588)."""
     options = {**DINOV2, "swiglu": variant == "giant"}
     return {
-        f"dinov2_{variant}": Backbone(variant, options),
-        f"dinov2_{variant}_reg": Backbone(variant, {**options, **REGISTERS}),
+        f"dinov2_{variant}": _vit(variant, options),
+        f"dinov2_{variant}_reg": _vit(variant, {**options, **REGISTERS}),
     }
 
 
 BACKBONES: dict[str, Backbone] = {
-    **{f"vit_{variant}": Backbone(variant) for variant in VARIANTS},
-    "vit_micro": Backbone("micro", statistics=SCENES),
+    **{f"vit_{variant}": _vit(variant) for variant in VARIANTS},
+    "vit_micro": _vit("micro", pixels=SCENES),
     **_dinov2("small"),
     **_dinov2("base"),
     **_dinov2("large"),
     **_dinov2("giant"),
-    "clip_base": Backbone("base", CLIP, OPENAI),  # ViT-B/16
-    "clip_large": Backbone("large", {**CLIP, "patch_size": 14}, OPENAI),  # ViT-L/14
+    "clip_base": _vit("base", CLIP, OPENAI),  # ViT-B/16
+    "clip_large": _vit("large", {**CLIP, "patch_size": 14}, OPENAI),  # ViT-L/14
 }
