@@ -25,9 +25,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def cannot_write(path: str | os.PathLike[str], error: Exception) -> TrainingError:
     """The error to raise for one of the file system, or of a library that met one."""
-    # tensorstore tells a page, with the system's words in the middle.
-    inner = re.search(r"([^:]+) \[os_error_code=", str(error))
-    reason = inner[1].strip() if inner else getattr(error, "strerror", None) or _first_line(error)
+    # tensorstore tells a page, with the system's number at one of its ends.
+    code = re.search(r"os_error_code='?(\d+)", str(error))
+    reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
+    reason = reason or _first_line(error)
     return TrainingError(
         f"cannot write {os.fspath(path)!r}: {reason}. Make room there, or let it be written to; "
         "the same command then goes on from the newest checkpoint."
