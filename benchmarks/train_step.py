@@ -87,9 +87,9 @@ def vadapt_training(job: Job, paradigm: str) -> Training:
     import jax
     import jax.numpy as jnp
 
+    from vadapt import sharding
     from vadapt.partition import count, split
     from vadapt.tasks.mae import MAETask
-    from vadapt.training import sharding
     from vadapt.training.program import make_program
     from vadapt.training.step import cast
 

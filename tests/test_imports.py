@@ -14,7 +14,7 @@ PACKAGE = ROOT / "vadapt"
 # models: it knows the partition, and no task.
 FLOORS = [
     {"errors", "command_line", "__init__"},
-    {"partition", "remat", "drawing", "kernels", "losses", "data", "metrics"},
+    {"partition", "remat", "sharding", "drawing", "kernels", "losses", "data", "metrics"},
     {"backbones"},
     {"heads", "necks", "weights"},
     {"adapters"},

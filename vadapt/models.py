@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -13,28 +14,49 @@ from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import ConfigError, WeightsError, nearest
 from vadapt.partition import Frozen, mark
-from vadapt.weights.load import Report, arrays_of, load_weights
+from vadapt.weights.load import Report, arrays_of, build_loaded, load_weights
 
 
-def create(name: str, *, rngs: nnx.Rngs | int = 0, **options: Any) -> Any:
-    """A backbone by name, with random weights.
+def create(
+    name: str,
+    weights: str | Path | Mapping[str, Any] = "",
+    *,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    rngs: nnx.Rngs | int = 0,
+    **options: Any,
+) -> Any:
+    """A backbone by name, with pretrained weights, or random ones where no weights are given.
+
+    With weights nothing is drawn at random that the source holds, so that a large model takes no
+    more memory than its file; and inside `jax.set_mesh(mesh)` it lies on the mesh from the start.
 
     Args:
-        name: "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge",
-            "vit_giant"; "dinov2_small", "dinov2_base", "dinov2_large", "dinov2_giant" or one of
-            these with "_reg" behind it (registers); "clip_base", "clip_large".
+        name: "vit_base", "dinov2_large_reg", "clip_base", ...; a wrong one lists the nearest, and
+            docs/weights.md has all.
+        weights: a file, a folder, "hf:organisation/name", ...: a source of `load_weights`, which
+            takes `allow_missing` and `allow_unexpected` too.
         rngs: a seed, or flax random streams.
         options: fields of the backbone's class, such as image_size=(224, 320).
 
     Raises:
         ConfigError: no such backbone.
+        WeightsError: the weights do not fit it.
 
     >>> create("vit_micro", image_size=64).grid
     (8, 8)
     """
     known = _known(name)
-    rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
-    return known.build(**{**known.options, **options}, rngs=rngs)
+    seed = rngs if isinstance(rngs, int) else None
+
+    def build() -> Any:
+        streams = rngs if seed is None else nnx.Rngs(seed)
+        return known.build(**{**known.options, **options}, rngs=streams)
+
+    if not weights:
+        return build()
+    allowed = {"allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
+    return build_loaded(build, weights, **allowed)[0]
 
 
 def statistics(name: str) -> Statistics:

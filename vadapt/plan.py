@@ -24,13 +24,14 @@ import jax
 from absl import app, flags, logging
 from flax import nnx
 
+from vadapt import sharding
 from vadapt.command_line import parse, print_error
 from vadapt.errors import VadaptError
 from vadapt.partition import human_bytes, num_bytes, split
 from vadapt.remat import POLICIES
 from vadapt.run import full_training
 from vadapt.tasks import make_task
-from vadapt.training import chips, sharding
+from vadapt.training import chips
 from vadapt.training.flops import matmul_flops
 from vadapt.training.hlo import Module
 from vadapt.training.program import Program, make_program

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vadapt.backbones.layers import swiglu_hidden
 from vadapt.backbones.vit import VARIANTS, vit
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.heads.mae_decoder import MAEDecoder
@@ -152,7 +153,8 @@ def test_the_class_token_can_be_added_twice():
 
 
 def test_gated_mlps_weigh_about_as_much_as_plain_ones():
-    model = vit("micro", depth=1, image_size=16, swiglu=True, rngs=nnx.Rngs(0))
+    options = {"swiglu": True, "mlp_hidden": swiglu_hidden(4 * 96)}
+    model = vit("micro", depth=1, image_size=16, **options, rngs=nnx.Rngs(0))
     inner = model.blocks[0].mlp.inner
     assert inner.w12.kernel.shape == (96, 512)
     assert inner.w3.kernel.shape == (256, 96)

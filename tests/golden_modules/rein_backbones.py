@@ -9,6 +9,7 @@ from flax import nnx
 
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
 from vadapt.backbones.families import CLIP, DINOV2
+from vadapt.backbones.layers import swiglu_hidden
 from vadapt.backbones.positions import resize_table
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
@@ -25,6 +26,8 @@ def nchw(maps: Any) -> Any:
 
 def build_dinov2(config: dict[str, Any]) -> ViT:
     """The trunk of a golden file's settings; `block_chunks` is in the parameters' names."""
+    swiglu = SWIGLU[config.get("ffn_layer", "mlp")]
+    hidden = int(config["embed_dim"] * config.get("mlp_ratio", 4))
     return ViT(
         **{
             **DINOV2,
@@ -34,8 +37,8 @@ def build_dinov2(config: dict[str, Any]) -> ViT:
             "patch_size": config["patch_size"],
             "image_size": config["img_size"],
             "in_channels": config.get("in_chans", 3),
-            "mlp_ratio": config.get("mlp_ratio", 4),
-            "swiglu": SWIGLU[config.get("ffn_layer", "mlp")],
+            "mlp_hidden": swiglu_hidden(hidden) if swiglu else hidden,
+            "swiglu": swiglu,
             "qkv_bias": config.get("qkv_bias", True),
             "proj_bias": config.get("proj_bias", True),
             "mlp_bias": config.get("ffn_bias", True),

@@ -113,7 +113,7 @@ channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add, metadata={op_name="repli
 
 def test_sharded_weights_are_gathered_where_they_are_used(mesh):
     """What `sharding.gather` is for: no activations travel, whatever way the weights are split."""
-    from vadapt.training import sharding
+    from vadapt import sharding
 
     weights = [jnp.ones((64, 64))] * 2
     places = [NamedSharding(mesh, PartitionSpec(None, "fsdp"))] * 2

@@ -22,7 +22,7 @@ def test_a_page_of_tensorstores_becomes_the_systems_words(page):
 
 
 def test_an_error_of_the_system_keeps_its_words():
-    with pytest.raises(TrainingError, match="'log.txt': Permission denied"), writing("log.txt"):
+    with pytest.raises(TrainingError, match=r"'log\.txt': Permission denied"), writing("log.txt"):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from vadapt import models
+from vadapt.backbones.layers import swiglu_hidden
 from vadapt.errors import WeightsError
 from vadapt.partition import Frozen, count, mark, split, variables
 from vadapt.weights.dinov2 import DINOV2, DINOV2_HF, for_patches
@@ -26,7 +27,8 @@ WIDTH, DEPTH, SIDE = 32, 3, 5  # of the small models; the table's grid is 5x5
 def small(registers=0, swiglu=False, **options):
     """A DINOv2 of the family's options and a toy's size."""
     options = {"swiglu": swiglu, "image_size": 14 * SIDE, **options}
-    size = {"width": WIDTH, "depth": DEPTH, "num_heads": 4}
+    hidden = swiglu_hidden(4 * WIDTH) if swiglu else 4 * WIDTH
+    size = {"width": WIDTH, "depth": DEPTH, "num_heads": 4, "mlp_hidden": hidden}
     return models.create("dinov2_small_reg" if registers else "dinov2_small", **size, **options)
 
 
@@ -63,10 +65,8 @@ def test_official_names_are_the_published_ones():
             "patch_embed.proj.weight": (WIDTH, 3, 14, 14),
             "blocks.2.attn.qkv.weight": (3 * WIDTH, WIDTH),
             "blocks.2.ls1.gamma": (WIDTH,),
-            "blocks.2.mlp.w12.weight": (
-                2 * 88,
-                WIDTH,
-            ),  # two thirds of 4 * 32, up to a multiple of 8
+            # 88 is two thirds of 4 * 32, up to a multiple of 8.
+            "blocks.2.mlp.w12.weight": (2 * 88, WIDTH),
             "blocks.2.mlp.w3.bias": (WIDTH,),
             "blocks.2.ls2.gamma": (WIDTH,),
             "norm.bias": (WIDTH,),

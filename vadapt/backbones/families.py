@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from vadapt.backbones.layers import gelu_quick
+from vadapt.backbones.layers import gelu_quick, gelu_tanh
 from vadapt.backbones.vit import VARIANTS, vit
 
 Triple = tuple[float, float, float]
@@ -22,6 +22,7 @@ class Statistics(NamedTuple):
 
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = Statistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SCENES = Statistics((0.467, 0.467, 0.467), (0.198, 0.198, 0.198))  # of `vit_micro_scenes`
 
 CLIP = MappingProxyType(
@@ -38,6 +39,27 @@ DINOV2 = MappingProxyType(
         "image_size": 518,
         "layer_scale": 1.0,
         "position_resize": "cubic_offset",
+    }
+)
+SIGLIP = MappingProxyType({"class_token": False, "activation": gelu_tanh})
+EVA02 = MappingProxyType(
+    {
+        "patch_size": 14,
+        "mlp_ratio": 8 / 3,
+        "mlp_norm": True,
+        "swiglu": True,
+        "key_bias": False,
+        "rotary": "pairs",
+    }
+)
+DINOV3 = MappingProxyType(
+    {
+        "num_registers": 4,
+        "positions": "none",
+        "rotary": "halves",
+        "key_bias": False,
+        "layer_scale": 1.0,
+        "norm_epsilon": 1e-5,
     }
 )
 REGISTERS = MappingProxyType({"num_registers": 4, "position_resize": "cubic_antialias"})
@@ -60,7 +82,9 @@ def _vit(
 
 def _dinov2(variant: str) -> dict[str, Backbone]:
     """DINOv2 of a size, plain (arXiv:2304.07193) and with registers (arXiv:2309.16588)."""
-    options = {**DINOV2, "swiglu": variant == "giant"}
+    options = dict(DINOV2)
+    if variant == "giant":
+        options |= {"swiglu": True, "mlp_hidden": 4096}
     return {
         f"dinov2_{variant}": _vit(variant, options),
         f"dinov2_{variant}_reg": _vit(variant, {**options, **REGISTERS}),
@@ -76,4 +100,12 @@ BACKBONES: dict[str, Backbone] = {
     **_dinov2("giant"),
     "clip_base": _vit("base", CLIP, OPENAI),  # ViT-B/16
     "clip_large": _vit("large", {**CLIP, "patch_size": 14}, OPENAI),  # ViT-L/14
+    "siglip_base": _vit("base", SIGLIP, HALF),
+    "siglip_large": _vit("large", {**SIGLIP, "image_size": 256}, HALF),
+    "siglip_so400m": _vit("so400m", {**SIGLIP, "image_size": 378}, HALF),
+    "eva02_base": _vit("base", EVA02, OPENAI),
+    "eva02_large": _vit("large", EVA02, OPENAI),
+    "dinov3_small": _vit("small", DINOV3),
+    "dinov3_base": _vit("base", DINOV3),
+    "dinov3_large": _vit("large", DINOV3),
 }

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
+
+from vadapt.backbones.positions import Rotation, relative_position_index, rotate
+from vadapt.errors import ShapeError
 
 OptionalKey = Key[Array, ""] | None
 
@@ -34,6 +39,11 @@ def _gelu_exact_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arra
 
 def _normal_cdf(x: Array) -> Array:
     return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * 0.5**0.5))
+
+
+def gelu_tanh(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """GELU by the tanh form, as SigLIP's towers have it."""
+    return jax.nn.gelu(x, approximate=True)
 
 
 def gelu_quick(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -107,10 +117,39 @@ def split_key(key: OptionalKey, number: int) -> tuple[OptionalKey, ...]:
     return (None,) * number if key is None else tuple(jax.random.split(key, number))
 
 
+class RelativeBias(nnx.Module):
+    """One learned number a head and offset, added to attention logits; class token first.
+
+    Args:
+        window: (rows, columns) of patches that it is made for, and good for alone.
+
+    Source: BEiT, arXiv:2106.08254.
+    """
+
+    def __init__(self, window: tuple[int, int], num_heads: int):
+        self.window = window
+        rows = (2 * window[0] - 1) * (2 * window[1] - 1) + 3
+        self.table = nnx.Param(jnp.zeros((rows, num_heads), jnp.float32))
+
+    def __call__(self, num_tokens: int) -> Float[Array, "1 h n n"]:
+        index = relative_position_index(self.window)
+        if len(index) != num_tokens:
+            raise ShapeError(
+                f"relative positions of a {self.window[0]}x{self.window[1]} grid need "
+                f"{len(index)} tokens, got {num_tokens}; feed images of the model's image_size"
+            )
+        return rearrange(self.table[...].astype(jnp.float32)[index], "q k h -> 1 h q k")
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused query-key-value projection.
 
     The rows of the projection are q, k, v thirds, head-major inside each, as in timm.
+
+    Args:
+        key_bias: False leaves a bias to queries and values only (BEiT, EVA-02, DINOv3).
+        rotary: how a call's rotation turns queries and keys, a key of `positions.TURNS`.
+        relative: a bias of the logits by offset.
     """
 
     def __init__(
@@ -119,37 +158,59 @@ class Attention(nnx.Module):
         num_heads: int,
         *,
         qkv_bias: bool = True,
+        key_bias: bool = True,
         proj_bias: bool = True,
+        rotary: str | None = None,
+        relative: RelativeBias | None = None,
         rngs: nnx.Rngs,
     ):
-        self.num_heads = num_heads
-        self.qkv = xavier_linear(width, 3 * width, use_bias=qkv_bias, rngs=rngs)
+        self.num_heads, self.rotary = num_heads, rotary
+        self.qkv = xavier_linear(width, 3 * width, use_bias=qkv_bias and key_bias, rngs=rngs)
+        apart = qkv_bias and not key_bias
+        self.q_bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if apart else None
+        self.v_bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if apart else None
         self.proj = xavier_linear(width, width, use_bias=proj_bias, rngs=rngs)
+        self.relative = relative
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        queries, keys, values = self._heads(x)
-        out = jnp.einsum("bhqk,bkhd->bqhd", _shares(queries, keys).astype(x.dtype), values)
+    def __call__(
+        self, x: Float[Array, "b n d"], rotation: Rotation | None = None
+    ) -> Float[Array, "b n d"]:
+        queries, keys, values = self._heads(x, rotation)
+        shares = self._shares(queries, keys).astype(x.dtype)
+        out = jnp.einsum("bhqk,bkhd->bqhd", shares, values)
         return self.proj(rearrange(out, "b n h d -> b n (h d)"))
 
-    def weights(self, x: Float[Array, "b n d"]) -> Float[Array, "b h n n"]:
+    def weights(
+        self, x: Float[Array, "b n d"], rotation: Rotation | None = None
+    ) -> Float[Array, "b h n n"]:
         """How much every token takes from every other, in float32; the last axis sums to 1."""
-        queries, keys, _ = self._heads(x)
-        return _shares(queries, keys)
+        queries, keys, _ = self._heads(x, rotation)
+        return self._shares(queries, keys)
 
-    def _heads(self, x: Array) -> list[Array]:
+    def _heads(self, x: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values, [b, n, h, d] each."""
-        thirds = jnp.split(self.qkv(x), 3, axis=-1)
-        return [rearrange(y, "b n (h d) -> b n h d", h=self.num_heads) for y in thirds]
+        queries, keys, values = jnp.split(self.qkv(x), 3, axis=-1)
+        if self.q_bias is not None and self.v_bias is not None:
+            queries = queries + jnp.broadcast_to(self.q_bias[...], queries.shape)
+            values = values + jnp.broadcast_to(self.v_bias[...], values.shape)
+        queries, keys, values = (
+            rearrange(y, "b n (h d) -> b n h d", h=self.num_heads) for y in (queries, keys, values)
+        )
+        if self.rotary is not None and rotation is not None:
+            queries, keys = (rotate(y, rotation, self.rotary) for y in (queries, keys))
+        return queries, keys, values
 
-
-def _shares(queries: Float[Array, "b q h d"], keys: Float[Array, "b k h d"]) -> Array:
-    # Plain products: jax.nn.dot_product_attention comes to the same, 7 % slower on CPUs.
-    logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits * queries.shape[-1] ** -0.5, axis=-1)
+    def _shares(self, queries: Float[Array, "b q h d"], keys: Float[Array, "b k h d"]) -> Array:
+        # Plain products: jax.nn.dot_product_attention comes to the same, 7 % slower on CPUs.
+        logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
+        logits = logits * queries.shape[-1] ** -0.5
+        if self.relative is not None:
+            logits = logits + self.relative(queries.shape[1])
+        return jax.nn.softmax(logits, axis=-1)
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them, and a norm behind it if asked for."""
 
     def __init__(
         self,
@@ -158,34 +219,56 @@ class Mlp(nnx.Module):
         *,
         activation: Callable[[Array], Array] = gelu_exact,
         use_bias: bool = True,
+        norm: LayerNorm | None = None,
         rngs: nnx.Rngs,
     ):
         self.activation = activation
         self.fc1 = xavier_linear(width, hidden, use_bias=use_bias, rngs=rngs)
+        self.norm = norm
         self.fc2 = xavier_linear(hidden, width, use_bias=use_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return self.fc2(self.activation(self.fc1(x)))
+        y = self.activation(self.fc1(x))
+        return self.fc2(y if self.norm is None else self.norm(y))
 
 
 class SwiGLU(nnx.Module):
     """A gated MLP, w3(silu(gate) * value), with gate and value from one fused projection `w12`.
 
     Args:
-        hidden: what a plain MLP would have. Two thirds of it are used, rounded up to a multiple of
-            8, so that the three matrices weigh about as much as a plain MLP's two.
+        norm: one of the product, before `w3` (the sub-norm of EVA-02, arXiv:2303.11331).
 
-    Source: arXiv:2002.05202; the rounding is that of DINOv2, arXiv:2304.07193, released code.
+    Source: arXiv:2002.05202.
     """
 
-    def __init__(self, width: int, hidden: int, *, use_bias: bool = True, rngs: nnx.Rngs):
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        use_bias: bool = True,
+        norm: LayerNorm | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.w12 = xavier_linear(width, 2 * hidden, use_bias=use_bias, rngs=rngs)
+        self.norm = norm
         self.w3 = xavier_linear(hidden, width, use_bias=use_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
-        return self.w3(jax.nn.silu(gate) * value)
+        y = jax.nn.silu(gate) * value
+        return self.w3(y if self.norm is None else self.norm(y))
+
+
+def swiglu_hidden(hidden: int) -> int:
+    """The hidden width of a gated MLP that weighs as much as a plain one of `hidden`, as DINOv2's.
+
+    Two thirds, since it has three matrices and not two, rounded up to a multiple of 8.
+
+    >>> swiglu_hidden(4 * 1536)
+    4096
+    """
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 class Branch(nnx.Module):
@@ -193,7 +276,8 @@ class Branch(nnx.Module):
 
     `compute` and `finish` are its two halves, for methods that read the inner module's output
     before layer scale. A method that replaces a branch keeps the names `norm`, `inner` and
-    `scale`, so that every path of the frozen model stays what it was.
+    `scale`, so that every path of the frozen model stays what it was. What an inner module needs
+    besides its input (attention: a rotation) is the caller's `context`.
     """
 
     def __init__(
@@ -209,15 +293,17 @@ class Branch(nnx.Module):
         self.scale = scale
         self.drop_path_rate = drop_path_rate
 
-    def compute(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.inner(self.norm(x))
+    def compute(self, x: Float[Array, "b n d"], *context: Any) -> Float[Array, "b n d"]:
+        return self.inner(self.norm(x), *context)
 
     def finish(self, y: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
         y = y if self.scale is None else self.scale(y)
         return drop_path(y, self.drop_path_rate, key)
 
-    def __call__(self, x: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
-        return self.finish(self.compute(x), key)
+    def __call__(
+        self, x: Float[Array, "b n d"], key: OptionalKey = None, *context: Any
+    ) -> Float[Array, "b n d"]:
+        return self.finish(self.compute(x, *context), key)
 
 
 class Block(nnx.Module):
@@ -225,6 +311,11 @@ class Block(nnx.Module):
 
     A key makes the call a training one (dropout and drop path act); without it, it is
     deterministic. With `swiglu` the MLP is a gated one, which has no use for `activation`.
+
+    Args:
+        mlp_hidden: hidden width of the MLP; None for `mlp_ratio` times `width`.
+        mlp_norm: whether a norm precedes the MLP's last layer.
+        key_bias, rotary, relative: see `Attention`.
     """
 
     def __init__(
@@ -233,10 +324,15 @@ class Block(nnx.Module):
         num_heads: int,
         *,
         mlp_ratio: float = 4.0,
+        mlp_hidden: int | None = None,
+        mlp_norm: bool = False,
         swiglu: bool = False,
         qkv_bias: bool = True,
+        key_bias: bool = True,
         proj_bias: bool = True,
         mlp_bias: bool = True,
+        rotary: str | None = None,
+        relative: RelativeBias | None = None,
         norm_epsilon: float = 1e-6,
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
@@ -251,17 +347,29 @@ class Block(nnx.Module):
                 drop_path_rate=drop_path_rate,
             )
 
-        self.attn = branch(
-            Attention(width, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias, rngs=rngs)
+        attention = Attention(
+            width,
+            num_heads,
+            qkv_bias=qkv_bias,
+            key_bias=key_bias,
+            proj_bias=proj_bias,
+            rotary=rotary,
+            relative=relative,
+            rngs=rngs,
         )
-        hidden = int(width * mlp_ratio)
-        self.mlp = branch(
-            SwiGLU(width, hidden, use_bias=mlp_bias, rngs=rngs)
-            if swiglu
-            else Mlp(width, hidden, activation=activation, use_bias=mlp_bias, rngs=rngs)
-        )
+        self.attn = branch(attention)
+        hidden = int(width * mlp_ratio) if mlp_hidden is None else mlp_hidden
+        kind = SwiGLU if swiglu else functools.partial(Mlp, activation=activation)
+        norm = LayerNorm(hidden, epsilon=norm_epsilon) if mlp_norm else None
+        self.mlp = branch(kind(width, hidden, use_bias=mlp_bias, norm=norm, rngs=rngs))
 
-    def __call__(self, x: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        key: OptionalKey = None,
+        rotation: Rotation | None = None,
+    ) -> Float[Array, "b n d"]:
         attn_key, mlp_key = split_key(key, 2)
-        x = x + self.attn(x, attn_key)
+        context = () if rotation is None else (rotation,)
+        x = x + self.attn(x, attn_key, *context)
         return x + self.mlp(x, mlp_key)

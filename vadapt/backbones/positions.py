@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -125,3 +126,71 @@ def relative_position_index(window: tuple[int, int]) -> Int[np.ndarray, "n n"]:
     index[1:, 1:] = y * (2 * width - 1) + x
     index[0, :], index[:, 0], index[0, 0] = last - 2, last - 1, last
     return index
+
+
+# Cosines and sines of the angles by which queries and keys are turned, [1 or b, n, e] each, with
+# a head's width e; tokens without a place have 1 and 0.
+Rotation = tuple[Float[Array, "r n e"], Float[Array, "r n e"]]
+
+
+def _pairs(x: Array) -> Array:
+    """(x0, x1, x2, x3) to (-x1, x0, -x3, x2)."""
+    x = rearrange(x, "... (d two) -> ... d two", two=2)
+    return rearrange(jnp.stack([-x[..., 1], x[..., 0]], axis=-1), "... d two -> ... (d two)")
+
+
+def _halves(x: Array) -> Array:
+    """(x0, x1, x2, x3) to (-x2, -x3, x0, x1)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([-second, first], axis=-1)
+
+
+# Which channels turn with each other.
+TURNS: dict[str, Callable[[Array], Array]] = {"pairs": _pairs, "halves": _halves}
+
+
+def rotate(x: Float[Array, "b n h e"], rotation: Rotation, way: str) -> Float[Array, "b n h e"]:
+    """Queries or keys turned by their tokens' places, in float32.
+
+    Args:
+        way: a key of `TURNS`.
+    """
+    cos, sin = (table[:, :, None] for table in rotation)
+    y = x.astype(jnp.float32)
+    return (y * cos + TURNS[way](y) * sin).astype(x.dtype)
+
+
+def rotary_angles(
+    way: str, grid: tuple[int, int], width: int, *, extent: float | None = 16.0
+) -> Float[np.ndarray, "n d"]:
+    """Angles of rotary positions on a grid, raster order; rows in the first half of the pairs.
+
+    Args:
+        way: "pairs" is EVA-02's: channels 2i and 2i + 1 turn together, at frequencies
+            10000^(-j / (d/4)) of the place. "halves" is DINOv3's: channels i and i + d/2 turn
+            together, at 2 pi 100^(-j / (d/4)) of the place in -1 to 1 (patch centres).
+        width: of a head; d.
+        extent: the sides of the grid in EVA-02's places, whatever their number of patches (the
+            pretrained 16), or None for steps of one. DINOv3 has no use for it.
+
+    Raises:
+        ConfigError: no such way.
+        ShapeError: `width` is not divisible by 4.
+
+    Source: RoFormer, arXiv:2104.09864; EVA-02, arXiv:2303.11331; DINOv3, arXiv:2508.10104.
+    """
+    if way not in TURNS:
+        raise ConfigError(f"unknown rotary positions {way!r}; {nearest(way, TURNS)}")
+    if width % 4:
+        raise ShapeError(f"rotary positions need a head's width divisible by 4, got {width}")
+    exponents = -np.arange(width // 4) / (width // 4)
+    if way == "pairs":
+        frequencies = 10000.0**exponents
+        places = [np.arange(n) * (extent / n if extent else 1.0) for n in grid]
+    else:
+        frequencies = 2 * np.pi * 100.0**exponents
+        places = [(2 * np.arange(n) + 1) / n - 1 for n in grid]
+    rows, columns = np.meshgrid(*places, indexing="ij")
+    angles = np.stack([rows.reshape(-1), columns.reshape(-1)], 1)[..., None] * frequencies
+    angles = angles.reshape(len(angles), -1)
+    return np.repeat(angles, 2, axis=1) if way == "pairs" else np.tile(angles, 2)

@@ -13,8 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
-from vadapt.backbones.layers import Block, LayerNorm, OptionalKey, gelu_exact, split_key
-from vadapt.backbones.positions import resize_table, sincos_table
+from vadapt.backbones.layers import (
+    Block,
+    LayerNorm,
+    OptionalKey,
+    RelativeBias,
+    gelu_exact,
+    split_key,
+)
+from vadapt.backbones.positions import Rotation, resize_table, rotary_angles, sincos_table
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.partition import Constant
 
@@ -26,6 +33,8 @@ VARIANTS: dict[str, dict[str, int]] = {
     "base": {"width": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
     "large": {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
     "huge": {"width": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
+    # SigLIP's, named after its 400 million parameters.
+    "so400m": {"width": 1152, "depth": 27, "num_heads": 16, "patch_size": 14, "mlp_hidden": 4304},
     "giant": {"width": 1536, "depth": 40, "num_heads": 24, "patch_size": 14},  # DINOv2's
 }
 
@@ -82,13 +91,20 @@ class ViT(nnx.Module):
     Args:
         image_size: (height, width) in pixels that the position table is made for; other sizes
             are fed with the table resized (see `positions.resize_table`).
-        positions: "learned", or "sincos" (fixed, as in MAE).
+        positions: "learned", "sincos" (fixed, as in MAE), or "none" (no table).
         position_resize: how the table is resized, a key of `positions.RESIZES`.
         num_registers: learned tokens without a position between class token and patches
             (arXiv:2309.16588).
         class_token_twice: the class token is added to its position a second time, as dense uses
             of CLIP do.
-        swiglu: gated MLPs, as in the largest DINOv2 (see `layers.SwiGLU`).
+        rotary: queries and keys of patches turn by their place, "pairs" or "halves" (see
+            `positions.rotary_angles`, `rotary_extent` too); None for none.
+        relative_positions: a bias of the attention by offset: "each" block has its own, or one
+            "shared" by all; None for none. Such a model is good for its image_size alone.
+        mlp_ratio, mlp_hidden: hidden width of the MLPs over `width`, or that width itself.
+        swiglu, mlp_norm: gated MLPs, a norm inside them (see `layers.SwiGLU`).
+        qkv_bias, key_bias, proj_bias, mlp_bias: which linear layers have one; without
+            `key_bias`, queries and values only.
         layer_scale: initial value of a learned factor a channel on both branches; None for none.
         drop_path_rate: of the last block; grows linearly from 0 at the first.
         final_norm: whether a norm follows the last block.
@@ -113,13 +129,19 @@ class ViT(nnx.Module):
         image_size: int | Sequence[int] = 224,
         in_channels: int = 3,
         mlp_ratio: float = 4.0,
+        mlp_hidden: int | None = None,
+        mlp_norm: bool = False,
         swiglu: bool = False,
         positions: str = "learned",
         position_resize: str = "cubic",
+        rotary: str | None = None,
+        rotary_extent: float | None = 16.0,
+        relative_positions: str | None = None,
         class_token: bool = True,
         class_token_twice: bool = False,
         num_registers: int = 0,
         qkv_bias: bool = True,
+        key_bias: bool = True,
         proj_bias: bool = True,
         mlp_bias: bool = True,
         layer_scale: float | None = None,
@@ -133,10 +155,11 @@ class ViT(nnx.Module):
     ):
         if width % num_heads:
             raise ConfigError(f"width {width} is not divisible by num_heads {num_heads}")
-        self.width, self.patch_size = width, patch_size
+        self.width, self.patch_size, self.num_heads = width, patch_size, num_heads
         height_px, width_px = as_pair(image_size)
         self.grid = (height_px // patch_size, width_px // patch_size)
         self.position_resize = position_resize
+        self.rotary, self.rotary_extent = rotary, rotary_extent
         self.class_token_twice = class_token_twice
         self.patch_embed = PatchEmbed(
             width, patch_size, in_channels, use_bias=patch_bias, rngs=rngs
@@ -148,26 +171,49 @@ class ViT(nnx.Module):
         block = functools.partial(
             Block,
             mlp_ratio=mlp_ratio,
+            mlp_hidden=mlp_hidden,
+            mlp_norm=mlp_norm,
             swiglu=swiglu,
             qkv_bias=qkv_bias,
+            key_bias=key_bias,
             proj_bias=proj_bias,
             mlp_bias=mlp_bias,
             norm_epsilon=norm_epsilon,
             layer_scale=layer_scale,
             activation=activation,
+            rotary=rotary,
             rngs=rngs,
         )
         rates = (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
-        self.blocks = nnx.List([block(width, num_heads, drop_path_rate=rate) for rate in rates])
+        biases = self._make_relative_biases(relative_positions, depth)
+        self.blocks = nnx.List(
+            [
+                block(width, num_heads, drop_path_rate=rate, relative=relative)
+                for rate, relative in zip(rates, biases, strict=True)
+            ]
+        )
         self.norm = LayerNorm(width, epsilon=norm_epsilon) if final_norm else None
 
-    def _make_positions(self, kind: str, rngs: nnx.Rngs) -> nnx.Variable:
+    def _make_positions(self, kind: str, rngs: nnx.Rngs) -> nnx.Variable | None:
+        if kind == "none":
+            return None
         if kind == "sincos":
             table = sincos_table(self.width, self.grid, class_token=self.cls_token is not None)
             return Constant(jnp.asarray(table))
         if kind == "learned":
             return _normal((self.num_table_extra + self.grid[0] * self.grid[1], self.width), rngs)
-        raise ConfigError(f"unknown positions {kind!r}; {nearest(kind, ('learned', 'sincos'))}")
+        known = ("learned", "sincos", "none")
+        raise ConfigError(f"unknown positions {kind!r}; {nearest(kind, known)}")
+
+    def _make_relative_biases(self, kind: str | None, depth: int) -> list[RelativeBias | None]:
+        if kind is None:
+            return [None] * depth
+        if kind == "shared":
+            return [RelativeBias(self.grid, self.num_heads)] * depth
+        if kind == "each":
+            return [RelativeBias(self.grid, self.num_heads) for _ in range(depth)]
+        known = ("each", "shared")
+        raise ConfigError(f"unknown relative_positions {kind!r}; {nearest(kind, known)}")
 
     @property
     def num_extra(self) -> int:
@@ -185,13 +231,7 @@ class ViT(nnx.Module):
         """Class token and patch tokens with positions, registers without; see `__call__`."""
         grid = self.patch_embed(images)
         height, width = grid.shape[1:3]
-        table = resize_table(
-            self.pos_embed[...],
-            self.grid,
-            (height, width),
-            num_extra=self.num_table_extra,
-            way=self.position_resize,
-        ).astype(grid.dtype)
+        table = self._table((height, width)).astype(grid.dtype)
         tokens = rearrange(grid, "b h w d -> b (h w) d")
         tokens = tokens + table[None, self.num_table_extra :]
         if keep_ids is not None:
@@ -202,6 +242,32 @@ class ViT(nnx.Module):
         ]
         tokens = jnp.concatenate([*first, tokens], axis=1)
         return tokens if self.first_norm is None else self.first_norm(tokens)
+
+    def _table(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """The position table at the size of an image's grid; zeros where there is none."""
+        if self.pos_embed is None:
+            return jnp.zeros((self.num_table_extra + grid[0] * grid[1], self.width), jnp.float32)
+        return resize_table(
+            self.pos_embed[...],
+            self.grid,
+            grid,
+            num_extra=self.num_table_extra,
+            way=self.position_resize,
+        )
+
+    def context(
+        self, images: Float[Array, "b h w c"], keep_ids: Int[Array, "b k"] | None = None
+    ) -> tuple[Rotation, ...]:
+        """What every block is called with besides tokens and key: the rotation, if there is one."""
+        if self.rotary is None:
+            return ()
+        grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
+        head_width = self.width // self.num_heads
+        angles = rotary_angles(self.rotary, grid, head_width, extent=self.rotary_extent)
+        angles = jnp.asarray(angles, jnp.float32)
+        angles = angles[None] if keep_ids is None else angles[keep_ids]
+        angles = jnp.pad(angles, ((0, 0), (self.num_extra, 0), (0, 0)))
+        return ((jnp.cos(angles), jnp.sin(angles)),)
 
     def _first_tokens(self, table: Array) -> Iterator[Array]:
         """What stands before the patches, as rows [1, n, d]."""
@@ -226,22 +292,22 @@ class ViT(nnx.Module):
             keep_ids: raster numbers of the patches to see (masked pre-training); None sees all.
             key: given in training only; dropout and drop path then act.
         """
-        x = self.embed(images, keep_ids)
+        x, context = self.embed(images, keep_ids), self.context(images, keep_ids)
         for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            x = remat.call(block, x, block_key)
+            x = remat.call(block, x, block_key, *context)
         return x if self.norm is None else self.norm(x)
 
     def with_attention(
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n n"]]:
         """Tokens as a call gives them, and the last block's attention, averaged over its heads."""
-        x = self.embed(images)
+        x, context = self.embed(images), self.context(images)
         *before, last = self.blocks
         for block in before:
-            x = block(x)
+            x = block(x, None, *context)
         attend: Any = last.attn.inner
-        attention = attend.weights(last.attn.norm(x)).mean(axis=1)
-        x = last(x)
+        attention = attend.weights(last.attn.norm(x), *context).mean(axis=1)
+        x = last(x, None, *context)
         return (x if self.norm is None else self.norm(x)), attention
 
     def features(
@@ -270,9 +336,9 @@ class ViT(nnx.Module):
             raise ConfigError(f"layers {wanted} of a model with {depth} blocks (0 to {depth - 1})")
         wanted = tuple(layer % depth for layer in wanted)
         outputs: dict[int, Array] = {}
-        x = self.embed(images)
+        x, context = self.embed(images), self.context(images)
         for i in range(max(wanted) + 1):
-            x = self.blocks[i](x)
+            x = remat.call(self.blocks[i], x, None, *context)
             if i in wanted:
                 outputs[i] = self.norm(x) if norm and self.norm is not None else x
         if as_grid:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vadapt import sharding
 from vadapt.errors import ConfigError, TrainingError
 from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
-from vadapt.training import sharding
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.interrupt import StopSignal, partners
 from vadapt.training.logging import RunLog

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vadapt import sharding
 from vadapt.errors import ConfigError
 from vadapt.partition import Partition, Tree
-from vadapt.training import sharding
 from vadapt.training.optim import learning_rate, make_optimizer
 from vadapt.training.step import State, StepOptions, cast, init_state, make_step
 

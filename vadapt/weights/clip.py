@@ -8,11 +8,11 @@ Paths are those of `vadapt.backbones.teachers.Tower`: a backbone, and `proj` bes
 from __future__ import annotations
 
 from vadapt.weights.mae import trunk_rules
-from vadapt.weights.tables import Rule, Table, linear, norm
+from vadapt.weights.tables import Rule, Table, joined, linear, norm
 
 
-def _clip_block_rules() -> tuple[Rule, ...]:
-    name, path = r"visual\.transformer\.resblocks\.(\d+)\.", r"blocks/\1/"
+def _block_rules(prefix: str) -> tuple[Rule, ...]:
+    name, path = prefix + r"transformer\.resblocks\.(\d+)\.", r"blocks/\1/"
     attn, mlp = path + "attn/inner/", path + "mlp/inner/"
     return (
         *norm(name + r"ln_1", path + "attn/norm"),
@@ -26,31 +26,41 @@ def _clip_block_rules() -> tuple[Rule, ...]:
     )
 
 
-CLIP = Table(
-    family="clip",
-    backbone=(
-        Rule(r"visual\.class_embedding", "cls_token"),
-        Rule(r"visual\.positional_embedding", "pos_embed"),
-        Rule(r"visual\.conv1\.weight", "patch_embed/proj/kernel", "conv"),
-        *norm(r"visual\.ln_pre", "first_norm"),
-        *_clip_block_rules(),
-        *norm(r"visual\.ln_post", "norm"),
-    ),
-    head=(Rule(r"visual\.proj", "proj"),),  # used as tokens @ proj, so not transposed
+def _official(family: str, prefix: str, unused: str = "") -> Table:
+    return Table(
+        family=family,
+        backbone=(
+            Rule(prefix + "class_embedding", "cls_token"),
+            Rule(prefix + "positional_embedding", "pos_embed"),
+            Rule(prefix + r"conv1\.weight", "patch_embed/proj/kernel", "conv"),
+            *norm(prefix + r"ln_pre", "first_norm"),
+            *_block_rules(prefix),
+            *norm(prefix + r"ln_post", "norm"),
+        ),
+        head=(Rule(prefix + "proj", "proj"),),  # used as tokens @ proj, so not transposed
+        unused=unused,
+    )
+
+
+_TEXT = (
+    r"(?:transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection"
+    r"|logit_scale|input_resolution|context_length|vocab_size"
 )
+CLIP = _official("clip", r"visual\.", unused=_TEXT)
+# A file of the tower alone, as dense uses of CLIP have it.
+CLIP_TOWER = _official("clip_tower", "")
 
 # Models of the tower alone have the names without the prefix in memory, and in files.
-_VISION = r"(?:vision_model\.|)"
+VISION = r"(?:vision_model\.|)"
 
 
-def _hugging_face_block_rules() -> tuple[Rule, ...]:
-    name, path = _VISION + r"encoder\.layers\.(\d+)\.", r"blocks/\1/"
+def hugging_face_block_rules() -> tuple[Rule, ...]:
+    """Rules of the blocks of CLIP's and SigLIP's towers."""
+    name, path = VISION + r"encoder\.layers\.(\d+)\.", r"blocks/\1/"
     attn, mlp = path + "attn/inner/", path + "mlp/inner/"
     return (
         *norm(name + r"layer_norm1", path + "attn/norm"),
-        *linear(name + r"self_attn\.q_proj", attn + "qkv", (0, 3)),
-        *linear(name + r"self_attn\.k_proj", attn + "qkv", (1, 3)),
-        *linear(name + r"self_attn\.v_proj", attn + "qkv", (2, 3)),
+        *joined([name + rf"self_attn\.{part}_proj" for part in "qkv"], attn + "qkv"),
         *linear(name + r"self_attn\.out_proj", attn + "proj"),
         *norm(name + r"layer_norm2", path + "mlp/norm"),
         *linear(name + r"mlp\.(fc1|fc2)", mlp + r"\2"),
@@ -60,15 +70,16 @@ def _hugging_face_block_rules() -> tuple[Rule, ...]:
 CLIP_HF = Table(
     family="clip_hf",
     backbone=(
-        Rule(_VISION + r"embeddings\.class_embedding", "cls_token"),
-        Rule(_VISION + r"embeddings\.position_embedding\.weight", "pos_embed"),
-        Rule(_VISION + r"embeddings\.patch_embedding\.weight", "patch_embed/proj/kernel", "conv"),
-        *norm(_VISION + r"pre_layrnorm", "first_norm"),  # spelt like this
-        *_hugging_face_block_rules(),
-        *norm(_VISION + r"post_layernorm", "norm"),
+        Rule(VISION + r"embeddings\.class_embedding", "cls_token"),
+        Rule(VISION + r"embeddings\.position_embedding\.weight", "pos_embed"),
+        Rule(VISION + r"embeddings\.patch_embedding\.weight", "patch_embed/proj/kernel", "conv"),
+        *norm(VISION + r"pre_layrnorm", "first_norm"),  # spelt like this
+        *hugging_face_block_rules(),
+        *norm(VISION + r"post_layernorm", "norm"),
     ),
     head=(Rule(r"visual_projection\.weight", "proj", "linear"),),
-    unused=_VISION + r"embeddings\.position_ids",  # 0, 1, 2, ... in older files
+    # The numbers 0, 1, 2, ... in older files, and the text tower.
+    unused=VISION + r"embeddings\.position_ids|text_model\..*|text_projection\..*|logit_scale",
 )
 
 SLIP = Table(

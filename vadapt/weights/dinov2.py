@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vadapt.backbones.positions import resample, resize_table
 from vadapt.weights.mae import block_rules, trunk_rules
-from vadapt.weights.tables import LAYOUTS, REVERSED, Rule, Table, linear, norm
+from vadapt.weights.tables import LAYOUTS, REVERSED, Rule, Table, joined, linear, norm
 
 # Training files number the chunk before the block: `blocks.0.3.` is `blocks.3.` of the released.
 _BLOCK = r"blocks(?:|\.\d+)\.(\d+)\."
@@ -25,11 +25,20 @@ DINOV2 = Table(
         Rule(_BLOCK + r"ls1\.gamma", r"blocks/\1/attn/scale/gamma"),
         Rule(_BLOCK + r"ls2\.gamma", r"blocks/\1/mlp/scale/gamma"),
         *linear(_BLOCK + r"mlp\.(w12|w3)", r"blocks/\1/mlp/inner/\2"),
-        Rule("register_tokens", "registers", "table"),
+        # timm writes `reg_token`.
+        Rule("(?:register_tokens|reg_token)", "registers", "table"),
         *trunk_rules(),
         *block_rules(r"blocks\.\d+", "blocks"),
     ),
     unused="mask_token",
+)
+
+
+# Of the names in files and in memory.
+HUGGING_FACE_THIRDS = (
+    r"attention\.(?:attention\.query|q_proj)",
+    r"attention\.(?:attention\.key|k_proj)",
+    r"attention\.(?:attention\.value|v_proj)",
 )
 
 
@@ -40,16 +49,13 @@ def _hugging_face_block_rules(prefix: str) -> tuple[Rule, ...]:
 
     return (
         *norm(name + r"norm1", path + "attn/norm"),
-        *linear(name + r"attention\.(?:attention\.query|q_proj)", attn + "qkv", (0, 3)),
-        *linear(name + r"attention\.(?:attention\.key|k_proj)", attn + "qkv", (1, 3)),
-        *linear(name + r"attention\.(?:attention\.value|v_proj)", attn + "qkv", (2, 3)),
+        *joined([name + part for part in HUGGING_FACE_THIRDS], attn + "qkv"),
         *linear(name + r"attention\.(?:output\.dense|o_proj)", attn + "proj"),
         Rule(name + r"layer_scale1\.lambda1", path + "attn/scale/gamma"),
         *norm(name + r"norm2", path + "mlp/norm"),
         *linear(name + r"mlp\.(fc1|fc2)", mlp + r"\2"),
         *linear(name + r"mlp\.weights_in", mlp + "w12"),
-        *linear(name + r"mlp\.gate_proj", mlp + "w12", (0, 2)),
-        *linear(name + r"mlp\.up_proj", mlp + "w12", (1, 2)),
+        *joined([name + r"mlp\.gate_proj", name + r"mlp\.up_proj"], mlp + "w12"),
         *linear(name + r"mlp\.(?:weights_out|down_proj)", mlp + "w3"),
         Rule(name + r"layer_scale2\.lambda1", path + "mlp/scale/gamma"),
     )

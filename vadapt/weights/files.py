@@ -1,49 +1,91 @@
-"""Weight files as flat dictionaries of NumPy arrays, whatever their format."""
+"""Weight files as dictionaries of arrays by name, whatever their format."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vadapt.errors import WeightsError
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 # Where training scripts put the weights inside the dictionary that they save.
 WRAPPERS = ("model", "state_dict", "module")
+# What a folder's weights are called, the first that is there.
+NAMES_IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter.safetensors",
+    "pytorch_model.bin",
+)
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
+    f"{sign}{bits}": f"{kind}{bits}"
+    for sign, kind in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
 
 
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Every array of a weight file by the name it has there.
+class Lazy:
+    """An array that is read or computed when asked for (`numpy.asarray`), every time anew.
 
-    A `.pth` file is read by torch with `weights_only`, so it can hold no code; a dictionary
-    wrapped in "model", "state_dict" or "module" is unwrapped.
+    Its shape and its dtype are known before, so that a whole file can be checked against a model
+    and then read one array after another.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, make: Callable[[], Any]):
+        self.shape, self.dtype, self.make = shape, jnp.dtype(dtype), make
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.make(), dtype)
+
+
+def lazily(function: Callable[..., Any], *arrays: Any) -> Any:
+    """`function(*arrays)`, put off until it is asked for if one of the arrays is `Lazy`."""
+    if not any(isinstance(array, Lazy) for array in arrays):
+        return function(*arrays)
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
+    result = jax.eval_shape(function, *shapes)
+    return Lazy(result.shape, result.dtype, lambda: function(*map(np.asarray, arrays)))
+
+
+def read_arrays(path: str | Path) -> dict[str, Any]:
+    """Every array of a weight file, or of a folder with one, by the name it has there.
+
+    Those of `.safetensors` are `Lazy`, others are read at once. `.pth`, `.pt` and `.bin` are read
+    by torch with `weights_only`, so they can run no code; a dictionary wrapped in "model",
+    "state_dict" or "module" is unwrapped. A folder is Hugging Face's or an orbax checkpoint.
 
     Raises:
-        WeightsError: no such file, an unknown suffix, torch missing for a `.pth`, or no arrays.
+        WeightsError: no such file, an unknown suffix, a damaged file, one with other things than
+            arrays, or torch missing for a `.pth`.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {str(path)!r}")
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    if path.suffix in (".pth", ".pt"):
-        return _read_torch(path)
-    raise WeightsError(f"{path.name!r} has none of the suffixes {', '.join(SUFFIXES)}")
+    for suffix, read in READERS.items():
+        if path.name.endswith(suffix):
+            return read(path)
+    raise WeightsError(f"{path.name!r} has none of the suffixes {', '.join(READERS)}")
 
 
 def read_header(path: str | Path) -> dict[str, str]:
-    """The text header of a `.safetensors` file."""
-    from safetensors import safe_open
+    """The text header of a `.safetensors` file.
 
-    with safe_open(str(path), framework="numpy") as file:
+    Raises:
+        WeightsError: no such file, or it is damaged.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"no weight file at {str(path)!r}")
+    with _opened(Path(path)) as file:
         return dict(file.metadata() or {})
 
 
@@ -65,7 +107,62 @@ def write_arrays(
     partial.replace(path)
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _damaged(path: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{str(path)!r} cannot be read as {path.suffix or 'a checkpoint'} ({reason}); it may be "
+        "cut or something else: fetch it again and compare its size"
+    )
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(str(path), framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with _opened(path) as file:
+        heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        kinds = {name: (tuple(head.get_shape()), head.get_dtype()) for name, head in heads.items()}
+    unknown = {kind for _, kind in kinds.values()} - set(_DTYPES) - {"BOOL"}
+    if unknown:
+        raise WeightsError(f"{str(path)!r} holds numbers of the types {sorted(unknown)}")
+    return {
+        name: Lazy(shape, _DTYPES.get(kind, "bool"), functools.partial(_tensor, path, name))
+        for name, (shape, kind) in kinds.items()
+    }
+
+
+def _tensor(path: Path, name: str) -> np.ndarray:
+    # Opened anew for each: a file that stays mapped counts as memory, page by page.
+    with _opened(path) as file:
+        return file.get_tensor(name)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """Of a model in several files, which its index names."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"no index of weights: {error}") from error
+    arrays: dict[str, Any] = {}
+    for file in sorted(set(places.values())):
+        arrays |= read_arrays(path.parent / file)
+    return arrays
+
+
+def _read_numpy(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
     try:
         import torch
     except ImportError as error:
@@ -73,15 +170,73 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"reading {path.name!r} needs torch: pip install 'vadapt[torch]', "
             "or convert the file to .safetensors where torch is"
         ) from error
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{str(path)!r} is damaged, or holds more than tensors: code that reading it would "
+            "run, so it is not read. If you trust who made it, load it in torch once, and "
+            "save its state dict as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise WeightsError(f"{path.name!r} holds no tensors (top-level keys: {list(content)[:8]})")
+        held = f"top-level keys: {list(content)[:8]}" if named else type(content).__name__
+        raise WeightsError(f"{path.name!r} holds no tensors ({held})")
     return {
         # NumPy has no bfloat16 of torch's; float32 holds every value of it.
         name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         for name, value in tensors.items()
     }
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    for name in NAMES_IN_FOLDER:
+        if (path / name).is_file():
+            return read_arrays(path / name)
+    # orbax keeps its arrays in the folder itself, or in an item of the newest of numbered steps.
+    steps = sorted((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    for folder in (path, *reversed(steps)):
+        items = [*folder.glob("_METADATA"), *sorted(folder.glob("*/_METADATA"))]
+        if items:
+            return _read_orbax(items[0].parent)
+    raise WeightsError(
+        f"the folder {str(path)!r} holds neither {', '.join(NAMES_IN_FOLDER)} nor an orbax "
+        "checkpoint"
+    )
+
+
+def _read_orbax(path: Path) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        folder: Any = path  # orbax takes it, and asks for its own
+        tree = handler.metadata(folder).tree
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))
+    except Exception as error:
+        raise _damaged(path, str(error).splitlines()[0][:300]) from error
+    finally:
+        handler.close()
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    names = ("/".join(str(key.key) for key in place) for place, _ in leaves)
+    # A state of flax has its arrays one deeper, as values.
+    return {
+        name.removesuffix("/value"): leaf for name, (_, leaf) in zip(names, leaves, strict=True)
+    }
+
+
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".safetensors": _read_safetensors,
+    ".safetensors.index.json": _read_index,
+    ".npz": _read_numpy,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".bin": _read_torch,
+}

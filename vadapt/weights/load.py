@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vadapt import sharding
 from vadapt.backbones.positions import resize_table
 from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights import mmselfsup
-from vadapt.weights.clip import CLIP, CLIP_HF, SLIP
+from vadapt.weights.clip import CLIP, CLIP_HF, CLIP_TOWER, SLIP
 from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
-from vadapt.weights.files import read_arrays
+from vadapt.weights.dinov3 import DINOV3_HF, DINOV3_HF_GATED
+from vadapt.weights.eva02 import EVA02
+from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
 from vadapt.weights.mae import MAE
+from vadapt.weights.siglip import SIGLIP_HF
 from vadapt.weights.tables import Table, convert
+from vadapt.weights.vit import VIT_HF
 
-FAMILIES: tuple[Table, ...] = (MAE, CLIP, CLIP_HF, SLIP, DINOV2, DINOV2_HF)
+FAMILIES: tuple[Table, ...] = (
+    MAE,
+    VIT_HF,
+    CLIP,
+    CLIP_TOWER,
+    CLIP_HF,
+    SLIP,
+    SIGLIP_HF,
+    DINOV2,
+    DINOV2_HF,
+    DINOV3_HF,
+    DINOV3_HF_GATED,
+    EVA02,
+)
 ASSETS = Path(__file__).parent.parent / "assets"
+# What trainers of several processes, and of whole systems, put before every name.
+PREFIXES = ("module.", "backbone.")
 
 
 @dataclass
@@ -36,7 +56,8 @@ class Report:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # in the model, not in the file
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
-    unused: list[str] = field(default_factory=list)  # in the file, of no use to any model here
+    # In the file, of no use: the model has no such part (a decoder, a projection), or none has.
+    unused: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # position tables
     cast: list[str] = field(default_factory=list)  # other dtype in the file
     mismatched: list[str] = field(default_factory=list)  # other shape, not resizable
@@ -60,11 +81,14 @@ def load_weights(
 ) -> Report:
     """Loads pretrained weights into a model, in place; either everything fits or nothing changes.
 
+    Arrays of `.safetensors` are read one after another, and each lies where the model's own lay: on
+    its devices, in its sharding.
+
     Args:
-        source: a `.safetensors`, `.npz` or `.pth` file (the last needs torch), the name of a
-            shipped asset ("vit_micro_scenes"), or arrays by name. Names may be vadapt's paths or
-            those of the official MAE, MILAN, PAD, CLIP, SLIP, DINO and DINOv2 checkpoints, of
-            MMSelfSup's, or of Hugging Face's CLIP and DINOv2.
+        source: a `.safetensors`, `.npz` or `.pth` file (the last needs torch), a folder of Hugging
+            Face's or an orbax checkpoint, "hf:organisation/name" for one from the Hugging Face
+            hub or its cache, the name of a shipped asset ("vit_micro_scenes"), or arrays by name.
+            Names may be vadapt's paths, or those of the families in docs/weights.md.
         allow_missing: patterns of the model's paths that the file may lack and that then keep
             their values, such as "decoder/.*" for a file with the encoder alone.
         allow_unexpected: patterns of the file's names that the model has no place for; an array
@@ -74,7 +98,8 @@ def load_weights(
         The report; print it.
 
     Raises:
-        WeightsError: anything missing, unexpected or of another shape, all in one message.
+        WeightsError: anything missing, unexpected or of another shape, all in one message; or the
+            source cannot be read.
 
     >>> from vadapt.backbones.vit import vit
     >>> model = vit("micro", image_size=64, positions="sincos", rngs=nnx.Rngs(0))
@@ -94,6 +119,38 @@ def load_weights(
     return report
 
 
+def build_loaded(
+    build: Callable[[], Any], source: str | Path | Mapping[str, Any], **allowed: Sequence[str]
+) -> tuple[Any, Report]:
+    """The model that `build` makes, with weights; those of the source are never drawn at random.
+
+    So the memory it takes is that of the weights, and large models do not wait for random numbers.
+    Inside `jax.set_mesh`, arrays lie split over its `fsdp` axis from the start (see
+    `sharding.tree_sharding`).
+
+    Args:
+        build: of no arguments.
+        allowed: as in `load_weights`.
+
+    Raises:
+        WeightsError: as `load_weights` does.
+    """
+    model = nnx.eval_shape(build)
+    arrays, title = arrays_of(source)
+    values, report = match_weights(model, arrays, title=title, **allowed)
+    places = variables(model)
+    wheres = sharding.in_set_mesh({path: place.get_value() for path, place in places.items()})
+    others = sorted(set(places) - set(values))  # constants, and what may be missing
+
+    def initial() -> dict[str, Any]:
+        made = variables(build())
+        return {path: made[path].get_value() for path in others}
+
+    made = jax.jit(initial, out_shardings={path: wheres[path] for path in others})()
+    assign(model, {**values, **made}, wheres)
+    return model, report
+
+
 def match_weights(
     model: nnx.Module,
     arrays: Mapping[str, Any],
@@ -101,14 +158,15 @@ def match_weights(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     title: str = "the given dictionary",
-) -> tuple[dict[str, jax.Array], Report]:
+) -> tuple[dict[str, Any], Report]:
     """What `load_weights` would set, by the model's paths, without setting it.
 
-    Works on tracers, so that a gradient can be taken with respect to a file's own arrays.
+    Works on tracers, so that a gradient can be taken with respect to a file's own arrays; and on
+    shapes alone: the model may be abstract, and `Lazy` arrays are not read.
     """
     places = variables(model)
     report, converted, unknown = _translate(arrays, model)
-    values: dict[str, jax.Array] = {}
+    values: dict[str, Any] = {}
     for path, array in converted.items():
         may_differ = _matches(path, allow_missing) and _matches(path, allow_unexpected)
         if path in places and not (may_differ and _misfits(path, array, places[path])):
@@ -129,11 +187,20 @@ def match_weights(
     return values, report
 
 
-def assign(model: nnx.Module, values: Mapping[str, Any]) -> None:
-    """Sets variables by path name, in place; shapes must agree."""
+def assign(
+    model: nnx.Module, values: Mapping[str, Any], shardings: Mapping[str, Any] | None = None
+) -> None:
+    """Sets variables by path name, in place; shapes must agree.
+
+    Args:
+        shardings: where each is to lie; without, where the variable's value lies now.
+    """
     places = variables_in_place(model)
     for path, value in values.items():
-        places[path][...] = value
+        where = getattr(places[path].get_value(), "sharding", None)
+        where = where if shardings is None else shardings[path]
+        value = np.asarray(value) if isinstance(value, Lazy) else value
+        places[path].set_value(jax.device_put(value, where))
 
 
 def with_arrays(model: Any, values: Mapping[str, Any]) -> Any:
@@ -168,20 +235,27 @@ def arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], s
     """The arrays that a `source` of `load_weights` stands for, and what to call it in messages."""
     if isinstance(source, Mapping):
         return dict(source), "the given dictionary"
+    if str(source).startswith("hf:"):
+        from vadapt.weights import hub
+
+        return read_arrays(hub.download(str(source))), repr(str(source))
     asset = ASSETS / f"{source}.safetensors"
     if asset.is_file():
-        return dict(read_arrays(asset)), f"asset {str(source)!r}"
-    if Path(source).suffix == "":
+        return read_arrays(asset), f"asset {str(source)!r}"
+    if not Path(source).suffix and not Path(source).exists():
         known = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
-        raise WeightsError(f"{str(source)!r} is neither a weight file nor a shipped asset {known}")
-    return dict(read_arrays(source)), repr(str(source))
+        raise WeightsError(
+            f"{str(source)!r} is neither a file ({', '.join(READERS)}), nor a folder, nor a "
+            f"shipped asset {known}; from the Hugging Face hub: 'hf:organisation/name'"
+        )
+    return read_arrays(source), repr(str(source))
 
 
 def _translate(
     arrays: Mapping[str, Any], model: nnx.Module
 ) -> tuple[Report, dict[str, Any], list[str]]:
     """A report to be filled, the arrays by vadapt's paths, and names that mean nothing."""
-    arrays = mmselfsup.renamed(arrays)
+    arrays = mmselfsup.renamed(_without_prefix(arrays))
     backbone = "backbone/" if hasattr(model, "backbone") else ""
     places = variables(model)
     table = _family(arrays, places, backbone)
@@ -194,9 +268,37 @@ def _translate(
 
         direct = {place(name): array for name, array in arrays.items()}
         return Report("vadapt"), direct, []
-    unused = [name for name in arrays if table.passes_over(name)]
-    used = {name: array for name, array in arrays.items() if name not in unused}
+    parts = {path.split("/")[0] for path in places}
+
+    def is_unused(name: str) -> bool:
+        path = table.find_in_head(name)
+        absent = path is not None and path.split("/")[0] not in parts
+        return table.passes_over(name) or absent
+
+    unused = [name for name in arrays if is_unused(name)]
+    used = {name: array for name, array in arrays.items() if name not in set(unused)}
     return Report(table.family, unused=unused), *convert(used, table, backbone=backbone)
+
+
+def _without_prefix(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    for prefix in PREFIXES:
+        # MMSelfSup has names with and without, and knows them so.
+        if arrays and all(name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return arrays
+
+
+def family_of(arrays: Mapping[str, Any]) -> str:
+    """The family whose names these are: a `family` of `FAMILIES`, or "vadapt".
+
+    Raises:
+        WeightsError: no family has a single one of these names.
+    """
+    table = _family(mmselfsup.renamed(_without_prefix(arrays)), {}, "")
+    if table is None and not any("/" in name for name in arrays):
+        names = sorted(arrays)[:4]
+        raise WeightsError(f"names of no family that is known here, such as {names}")
+    return "vadapt" if table is None else table.family
 
 
 def _family(arrays: Mapping[str, Any], places: Mapping[str, Any], backbone: str) -> Table | None:
@@ -217,18 +319,17 @@ def _family(arrays: Mapping[str, Any], places: Mapping[str, Any], backbone: str)
     return min(best, key=left_over)
 
 
-def _fit(
-    path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: Report
-) -> jax.Array:
-    value, wanted = jnp.asarray(array), place[...]
-    if path.endswith("pos_embed") and value.shape != wanted.shape and value.ndim == 2:
+def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: Report) -> Any:
+    value, wanted = array, place.get_value()
+    if path.endswith("pos_embed") and value.shape != wanted.shape and len(value.shape) == 2:
         value = _fit_positions(path, value, model, report)
     if value.shape != wanted.shape:
-        report.mismatched.append(f"{path}: file {np.shape(array)}, model {wanted.shape}")
+        report.mismatched.append(f"{path}: file {tuple(array.shape)}, model {wanted.shape}")
         return wanted
     if value.dtype != wanted.dtype:
         report.cast.append(f"{path}: {value.dtype} to {wanted.dtype}")
-    return value.astype(wanted.dtype)
+        return lazily(lambda x: x.astype(wanted.dtype), value)
+    return value
 
 
 def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
@@ -236,17 +337,22 @@ def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
     return np.shape(array) != place.shape and not path.endswith("pos_embed")
 
 
-def _fit_positions(path: str, table: jax.Array, model: nnx.Module, report: Report) -> jax.Array:
+def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report) -> Any:
     owner: Any = model
     for part in path.split("/")[:-1]:
         owner = getattr(owner, part)
     extra = getattr(owner, "num_table_extra", 1)
-    side = math.isqrt(table.shape[0] - extra)
+    side = math.isqrt(max(table.shape[0] - extra, 0))
     if side * side + extra != table.shape[0]:
         return table  # not a square grid: reported as a mismatch
     report.resized.append(f"{path}: {side}x{side} to {owner.grid[0]}x{owner.grid[1]}")
     way = getattr(owner, "position_resize", "cubic")
-    return resize_table(table, (side, side), owner.grid, num_extra=extra, way=way)
+
+    def resize(table: Any) -> Any:
+        table = jnp.asarray(table)
+        return resize_table(table, (side, side), owner.grid, num_extra=extra, way=way)
+
+    return lazily(resize, table)
 
 
 def _not_matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

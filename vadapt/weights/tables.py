@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+
+from vadapt.weights.files import lazily
 
 # Layout changes; they use array methods only, so NumPy arrays and JAX tracers both pass.
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
@@ -45,9 +50,23 @@ def linear(source: str, target: str, part: tuple[int, int] | None = None) -> tup
     )
 
 
+def joined(sources: Sequence[str], target: str) -> tuple[Rule, ...]:
+    """Linear layers that a family keeps apart and vadapt has in one, such as queries to values."""
+    parts = [(i, len(sources)) for i in range(len(sources))]
+    return tuple(
+        rule
+        for source, part in zip(sources, parts, strict=True)
+        for rule in linear(source, target, part)
+    )
+
+
 def norm(source: str, target: str) -> tuple[Rule, Rule]:
     """Scale and bias of a norm; the names without `weight` and `scale`."""
     return Rule(source + r"\.weight", target + "/scale"), Rule(source + r"\.bias", target + "/bias")
+
+
+# All families together have more patterns than `re` keeps.
+_compiled = functools.cache(re.compile)
 
 
 class Table(NamedTuple):
@@ -62,14 +81,19 @@ class Table(NamedTuple):
         """The path of an array of this name and the rule that says so; None if no rule does."""
         for rules, prefix in ((self.backbone, backbone), (self.head, "")):
             for rule in rules:
-                match = re.fullmatch(rule.pattern, name)
+                match = _compiled(rule.pattern).fullmatch(name)
                 if match:
                     return prefix + match.expand(rule.path), rule
         return None
 
+    def find_in_head(self, name: str) -> str | None:
+        """The path of an array that has its place beside the backbone, else None."""
+        found = self._replace(backbone=()).find(name)
+        return found and found[0]
+
     def passes_over(self, name: str) -> bool:
         """Whether the family's files have an array of this name that is of no use here."""
-        return bool(self.unused and re.fullmatch(self.unused, name))
+        return bool(self.unused and _compiled(self.unused).fullmatch(name))
 
     def knows(self, name: str) -> bool:
         """Whether this is a name of the family's."""
@@ -96,18 +120,27 @@ def convert(
             unknown.append(name)
             continue
         path, rule = found
-        array = LAYOUTS[rule.layout](array)
-        if rule.part is None:
-            converted[path] = array
-        else:
+        # An array of too few axes for its layout stays as it is, to be told by its shape.
+        with contextlib.suppress(TypeError, ValueError):
+            array = lazily(LAYOUTS[rule.layout], array)
+        if rule.part is not None:
             parts.setdefault(path, {})[rule.part] = (name, array)
+        elif path in converted:
+            unknown.append(name)  # a second name of the same
+        else:
+            converted[path] = array
     for path, pieces in parts.items():
-        _, number = next(iter(pieces))
-        if len(pieces) == number:
-            converted[path] = jnp.concatenate([pieces[key][1] for key in sorted(pieces)], axis=-1)
+        (_, number), *_ = pieces
+        if len(pieces) == number and path not in converted:
+            converted[path] = lazily(_join, *(pieces[key][1] for key in sorted(pieces)))
         else:
             unknown.extend(name for name, _ in pieces.values())
     return converted, unknown
+
+
+def _join(*arrays: Any) -> Any:
+    numpy = all(isinstance(array, np.ndarray) for array in arrays)
+    return (np if numpy else jnp).concatenate(arrays, axis=-1)
 
 
 def revert(

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from vadapt import sharding
 from vadapt.errors import ConfigError
-from vadapt.training import sharding
 
 
 def test_batches_are_spread_over_all_devices():

@@ -77,6 +77,16 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(leaf_sharding, tree)
 
 
+def in_set_mesh(tree: Any) -> Any:
+    """For every leaf, where it lies under `jax.set_mesh`; None, the default device, without one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.tree.map(lambda _: None, tree)
+    if "fsdp" not in mesh.shape:
+        return jax.tree.map(lambda _: replicated(mesh), tree)
+    return tree_sharding(tree, mesh)
+
+
 def gather(tree: Any, mesh: Mesh) -> Any:
     """Inside a jitted function, a tree that is whole on every device from here on.
 
