@@ -114,8 +114,8 @@ class PatchwiseScaleBranch(Branch):
         self.gate = gate
 
     def gated(
-        self, x: Float[Array, "b n d"], key: OptionalKey = None
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n 1"]]:
+        self, x: Float[Array, "b *n d"], key: OptionalKey = None
+    ) -> tuple[Float[Array, "b *n d"], Float[Array, "b *n 1"]]:
         """The branch's residual term, and the scale of every token."""
         path_key, adapter_key = split_key(key, 2)
         frozen = self.compute(x)
@@ -123,7 +123,9 @@ class PatchwiseScaleBranch(Branch):
         scale = self.gate(frozen, side)
         return scale * side + self.finish(frozen, path_key), scale
 
-    def __call__(self, x: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b *n d"], key: OptionalKey = None
+    ) -> Float[Array, "b *n d"]:
         return self.gated(x, key)[0]
 
 

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vadapt.backbones.layers import gelu_quick, gelu_tanh
+from vadapt.backbones.sam import VARIANTS as SAM_VARIANTS
+from vadapt.backbones.sam import sam
 from vadapt.backbones.vit import VARIANTS, vit
 
 Triple = tuple[float, float, float]
@@ -108,4 +110,5 @@ BACKBONES: dict[str, Backbone] = {
     "dinov3_small": _vit("small", DINOV3),
     "dinov3_base": _vit("base", DINOV3),
     "dinov3_large": _vit("large", DINOV3),
+    **{f"sam_{size}": Backbone(functools.partial(sam, size)) for size in SAM_VARIANTS},
 }

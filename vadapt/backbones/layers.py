@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vadapt.backbones.positions import Rotation, relative_position_index, rotate
-from vadapt.errors import ShapeError
+from vadapt.errors import ConfigError, ShapeError
 
 OptionalKey = Key[Array, ""] | None
 
@@ -293,16 +293,16 @@ class Branch(nnx.Module):
         self.scale = scale
         self.drop_path_rate = drop_path_rate
 
-    def compute(self, x: Float[Array, "b n d"], *context: Any) -> Float[Array, "b n d"]:
+    def compute(self, x: Float[Array, "b *n d"], *context: Any) -> Float[Array, "b *n d"]:
         return self.inner(self.norm(x), *context)
 
-    def finish(self, y: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
+    def finish(self, y: Float[Array, "b *n d"], key: OptionalKey = None) -> Float[Array, "b *n d"]:
         y = y if self.scale is None else self.scale(y)
         return drop_path(y, self.drop_path_rate, key)
 
     def __call__(
-        self, x: Float[Array, "b n d"], key: OptionalKey = None, *context: Any
-    ) -> Float[Array, "b n d"]:
+        self, x: Float[Array, "b *n d"], key: OptionalKey = None, *context: Any
+    ) -> Float[Array, "b *n d"]:
         return self.finish(self.compute(x, *context), key)
 
 
@@ -313,9 +313,10 @@ class Block(nnx.Module):
     deterministic. With `swiglu` the MLP is a gated one, which has no use for `activation`.
 
     Args:
+        attention: makes the attention, of which `context` is; tokens may stand in any shape that
+            it takes, such as maps.
         mlp_hidden: hidden width of the MLP; None for `mlp_ratio` times `width`.
         mlp_norm: whether a norm precedes the MLP's last layer.
-        key_bias, rotary, relative: see `Attention`.
     """
 
     def __init__(
@@ -323,16 +324,14 @@ class Block(nnx.Module):
         width: int,
         num_heads: int,
         *,
+        attention: Callable[..., nnx.Module] = Attention,
         mlp_ratio: float = 4.0,
         mlp_hidden: int | None = None,
         mlp_norm: bool = False,
         swiglu: bool = False,
         qkv_bias: bool = True,
-        key_bias: bool = True,
         proj_bias: bool = True,
         mlp_bias: bool = True,
-        rotary: str | None = None,
-        relative: RelativeBias | None = None,
         norm_epsilon: float = 1e-6,
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
@@ -347,29 +346,29 @@ class Block(nnx.Module):
                 drop_path_rate=drop_path_rate,
             )
 
-        attention = Attention(
-            width,
-            num_heads,
-            qkv_bias=qkv_bias,
-            key_bias=key_bias,
-            proj_bias=proj_bias,
-            rotary=rotary,
-            relative=relative,
-            rngs=rngs,
+        self.attn = branch(
+            attention(width, num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias, rngs=rngs)
         )
-        self.attn = branch(attention)
         hidden = int(width * mlp_ratio) if mlp_hidden is None else mlp_hidden
         kind = SwiGLU if swiglu else functools.partial(Mlp, activation=activation)
         norm = LayerNorm(hidden, epsilon=norm_epsilon) if mlp_norm else None
         self.mlp = branch(kind(width, hidden, use_bias=mlp_bias, norm=norm, rngs=rngs))
 
     def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        key: OptionalKey = None,
-        rotation: Rotation | None = None,
-    ) -> Float[Array, "b n d"]:
+        self, x: Float[Array, "b *n d"], key: OptionalKey = None, *context: Any
+    ) -> Float[Array, "b *n d"]:
         attn_key, mlp_key = split_key(key, 2)
-        context = () if rotation is None else (rotation,)
         x = x + self.attn(x, attn_key, *context)
         return x + self.mlp(x, mlp_key)
+
+
+def block_numbers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Numbers of blocks, negative ones from the end, as numbers from 0.
+
+    Raises:
+        ConfigError: a block number that does not exist.
+    """
+    wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+    if any(not -depth <= layer < depth for layer in wanted):
+        raise ConfigError(f"layers {wanted} of a model with {depth} blocks (0 to {depth - 1})")
+    return tuple(layer % depth for layer in wanted)

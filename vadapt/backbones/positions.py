@@ -109,6 +109,17 @@ def resample(
     )
 
 
+def resize_relative(table: Float[Array, "r d"], rows: int) -> Float[Array, "m d"]:
+    """Relative positions along one axis, resampled linearly; the offset 0 stays in the middle.
+
+    Source: ViTDet, arXiv:2203.16527, and SAM, arXiv:2304.02643, released code.
+    """
+    if table.shape[0] == rows:
+        return table
+    grid = resample(table[:, None].astype(jnp.float32), (rows, 1), RESIZES["linear"])
+    return grid[:, 0].astype(table.dtype)
+
+
 def relative_position_index(window: tuple[int, int]) -> Int[np.ndarray, "n n"]:
     """For each pair of tokens its row in a relative position table, class token first.
 

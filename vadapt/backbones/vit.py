@@ -14,10 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from vadapt import remat
 from vadapt.backbones.layers import (
+    Attention,
     Block,
     LayerNorm,
     OptionalKey,
     RelativeBias,
+    block_numbers,
     gelu_exact,
     split_key,
 )
@@ -175,21 +177,25 @@ class ViT(nnx.Module):
             mlp_norm=mlp_norm,
             swiglu=swiglu,
             qkv_bias=qkv_bias,
-            key_bias=key_bias,
             proj_bias=proj_bias,
             mlp_bias=mlp_bias,
             norm_epsilon=norm_epsilon,
             layer_scale=layer_scale,
             activation=activation,
-            rotary=rotary,
             rngs=rngs,
         )
+        attention = functools.partial(Attention, key_bias=key_bias, rotary=rotary)
         rates = (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
         biases = self._make_relative_biases(relative_positions, depth)
         self.blocks = nnx.List(
             [
-                block(width, num_heads, drop_path_rate=rate, relative=relative)
-                for rate, relative in zip(rates, biases, strict=True)
+                block(
+                    width,
+                    num_heads,
+                    attention=functools.partial(attention, relative=bias),
+                    drop_path_rate=rate,
+                )
+                for rate, bias in zip(rates, biases, strict=True)
             ]
         )
         self.norm = LayerNorm(width, epsilon=norm_epsilon) if final_norm else None
@@ -330,11 +336,7 @@ class ViT(nnx.Module):
         Raises:
             ConfigError: a block number that does not exist.
         """
-        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
-        depth = len(self.blocks)
-        if any(not -depth <= layer < depth for layer in wanted):
-            raise ConfigError(f"layers {wanted} of a model with {depth} blocks (0 to {depth - 1})")
-        wanted = tuple(layer % depth for layer in wanted)
+        wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
         x, context = self.embed(images), self.context(images)
         for i in range(max(wanted) + 1):

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from vadapt import sharding
-from vadapt.backbones.positions import resize_table
+from vadapt.backbones.positions import resize_relative, resize_table
 from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights import mmselfsup
@@ -25,6 +25,7 @@ from vadapt.weights.dinov3 import DINOV3_HF, DINOV3_HF_GATED
 from vadapt.weights.eva02 import EVA02
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
 from vadapt.weights.mae import MAE
+from vadapt.weights.sam import SAM, SAM_HF
 from vadapt.weights.siglip import SIGLIP_HF
 from vadapt.weights.tables import Table, convert
 from vadapt.weights.vit import VIT_HF
@@ -42,7 +43,10 @@ FAMILIES: tuple[Table, ...] = (
     DINOV3_HF,
     DINOV3_HF_GATED,
     EVA02,
+    SAM,
+    SAM_HF,
 )
+_RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
 ASSETS = Path(__file__).parent.parent / "assets"
 # What trainers of several processes, and of whole systems, put before every name.
 PREFIXES = ("module.", "backbone.")
@@ -323,6 +327,10 @@ def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: 
     value, wanted = array, place.get_value()
     if path.endswith("pos_embed") and value.shape != wanted.shape and len(value.shape) == 2:
         value = _fit_positions(path, value, model, report)
+    if path.endswith(_RELATIVE) and value.shape != wanted.shape and len(value.shape) == 2:
+        rows = wanted.shape[0]
+        report.resized.append(f"{path}: {value.shape[0]} to {rows}")
+        value = lazily(lambda x: resize_relative(jnp.asarray(x), rows), value)
     if value.shape != wanted.shape:
         report.mismatched.append(f"{path}: file {tuple(array.shape)}, model {wanted.shape}")
         return wanted
@@ -334,7 +342,7 @@ def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: 
 
 def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
     """Whether an array is of another shape than its place, and no position table to resize."""
-    return np.shape(array) != place.shape and not path.endswith("pos_embed")
+    return np.shape(array) != place.shape and not path.endswith(("pos_embed", *_RELATIVE))
 
 
 def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report) -> Any:

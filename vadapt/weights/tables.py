@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from vadapt.errors import WeightsError
 from vadapt.weights.files import lazily
 
 # Layout changes; they use array methods only, so NumPy arrays and JAX tracers both pass.
@@ -20,6 +22,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "conv": lambda x: x.transpose(2, 3, 1, 0),  # OIHW to HWIO
     "vector": lambda x: x.reshape(-1),  # (1, 1, d) to (d,)
     "table": lambda x: x.reshape(x.shape[-2:]),  # (1, n, d) to (n, d)
+    "grid": lambda x: x.reshape(-1, x.shape[-1]),  # (1, g, g, d) to (g * g, d)
 }
 
 # The way back.
@@ -29,7 +32,15 @@ REVERSED: dict[str, Callable[[Any], Any]] = {
     "conv": lambda x: x.transpose(3, 2, 0, 1),
     "vector": lambda x: x.reshape(1, 1, -1),
     "table": lambda x: x[None],
+    "grid": lambda x: x.reshape(1, *_square(len(x)), x.shape[-1]),
 }
+
+
+def _square(places: int) -> tuple[int, int]:
+    side = math.isqrt(places)
+    if side * side != places:
+        raise WeightsError(f"the family's tables are of square grids, not of {places} places")
+    return side, side
 
 
 class Rule(NamedTuple):

@@ -1,0 +1,297 @@
+"""SAM's image encoder: a ViT over maps, with attention in windows and, in a few blocks, over all.
+
+Source: Segment Anything, arXiv:2304.02643; the layout is ViTDet's, arXiv:2203.16527.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vadapt import remat
+from vadapt.backbones.layers import (
+    Block,
+    LayerNorm,
+    OptionalKey,
+    block_numbers,
+    split_key,
+    xavier_linear,
+)
+from vadapt.backbones.positions import resize_relative, resize_table
+from vadapt.backbones.vit import PatchEmbed, as_pair
+from vadapt.errors import ConfigError, nearest
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {"width": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11)},
+    "large": {"width": 1024, "depth": 24, "num_heads": 16, "global_blocks": (5, 11, 17, 23)},
+    "huge": {"width": 1280, "depth": 32, "num_heads": 16, "global_blocks": (7, 15, 23, 31)},
+}
+
+
+class MapAttention(nnx.Module):
+    """Self-attention over a map, all of it or window by window, with relative positions.
+
+    A query takes q.k / sqrt(d) + q.R_h[row - row' + h - 1] + q.R_w[column - column' + w - 1] of a
+    key. Windows start at the top left; the map is padded to whole ones with zeros, which take part
+    as keys.
+
+    Args:
+        grid: (rows, columns) of the maps that the tables R_h, R_w are made for; at another size
+            they are resampled linearly. Windows have tables of their own size.
+        window: side of the windows; None to see the whole map.
+        relative_positions: whether there are such tables.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        window: int | None,
+        relative_positions: bool = True,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads, self.window = num_heads, window
+        self.qkv = xavier_linear(width, 3 * width, use_bias=qkv_bias, rngs=rngs)
+        self.proj = xavier_linear(width, width, use_bias=proj_bias, rngs=rngs)
+        height_width = grid if window is None else (window, window)
+        self.rel_pos_h, self.rel_pos_w = (
+            _zeros(2 * side - 1, width // num_heads) if relative_positions else None
+            for side in height_width
+        )
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        if self.window is None:
+            return self._attend(x)
+        height, width = x.shape[1:3]
+        x = jnp.pad(x, ((0, 0), (0, -height % self.window), (0, -width % self.window), (0, 0)))
+        rows, columns = x.shape[1] // self.window, x.shape[2] // self.window
+        windows = rearrange(x, "b (i h) (j w) d -> (b i j) h w d", i=rows, j=columns)
+        x = rearrange(self._attend(windows), "(b i j) h w d -> b (i h) (j w) d", i=rows, j=columns)
+        return x[:, :height, :width]
+
+    def _attend(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        """Every place of a map with every other of it."""
+        heads = rearrange(self.qkv(x), "b h w (t n d) -> t b h w n d", t=3, n=self.num_heads)
+        queries, keys, values = heads
+        queries, keys, values = (
+            rearrange(y, "b h w n d -> b (h w) n d")
+            for y in (*self._with_positions(queries, keys), values)
+        )
+        logits = jnp.einsum("bqnd,bknd->bnqk", queries, keys, preferred_element_type=jnp.float32)
+        shares = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        out = jnp.einsum("bnqk,bknd->bqnd", shares, values)
+        return self.proj(rearrange(out, "b (h w) n d -> b h w (n d)", h=x.shape[1]))
+
+    def _with_positions(self, queries: Array, keys: Array) -> Iterator[Array]:
+        """Queries and keys [b, h, w, n, d'] whose products are the logits, positions included.
+
+        A query gets what it takes of every row and of every column, a key the one-hots of its own.
+        """
+        # Adding to the logits instead saves products but, as compiled for v5e, moves three times
+        # the bytes and takes 2 (forward) to 5 times (backward) the memory on a map of 64x64.
+        terms = [(queries * queries.shape[-1] ** -0.5, keys)]
+        if self.rel_pos_h is not None and self.rel_pos_w is not None:
+            height, width = keys.shape[1:3]
+            rows, columns = (jnp.eye(side, dtype=keys.dtype) for side in (height, width))
+            by_row = _offsets(self.rel_pos_h[...], height)
+            by_column = _offsets(self.rel_pos_w[...], width)
+            terms += [
+                (jnp.einsum("bhwnd,hkd->bhwnk", queries, by_row), rows[None, :, None, None]),
+                (jnp.einsum("bhwnd,wkd->bhwnk", queries, by_column), columns[None, None, :, None]),
+            ]
+        for side in zip(*terms, strict=True):
+            whole = (jnp.broadcast_to(y, (*keys.shape[:-1], y.shape[-1])) for y in side)
+            yield jnp.concatenate([*whole], axis=-1)
+
+
+def _offsets(table: Float[Array, "r d"], side: int) -> Float[Array, "q k d"]:
+    """The table's row for a query at q and a key at k, for any pair along one axis."""
+    places = np.arange(side)
+    return resize_relative(table, 2 * side - 1)[places[:, None] - places[None] + side - 1]
+
+
+class MapBlock(Block):
+    """A transformer block over maps [b, h, w, d]; `is_global` if its attention sees all of them."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        grid: tuple[int, int],
+        window: int | None,
+        relative_positions: bool = True,
+        **options: Any,
+    ):
+        attention = functools.partial(
+            MapAttention, grid=grid, window=window, relative_positions=relative_positions
+        )
+        super().__init__(width, num_heads, attention=attention, **options)
+        self.is_global = window is None
+
+
+class Neck(nnx.Module):
+    """Fewer channels: 1x1 convolution, norm, 3x3 convolution, norm; no biases, no activation."""
+
+    def __init__(self, width: int, channels: int, *, epsilon: float, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(width, channels, (1, 1), use_bias=False, rngs=rngs)
+        self.norm1 = LayerNorm(channels, epsilon=epsilon)
+        self.conv2 = nnx.Conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
+        self.norm2 = LayerNorm(channels, epsilon=epsilon)
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
+        return self.norm2(self.conv2(self.norm1(self.conv1(x))))
+
+
+class SAMEncoder(nnx.Module):
+    """SAM's image encoder. It has no class token and no norm after the last block.
+
+    Args:
+        global_blocks: numbers of the blocks that see the whole map; the others see windows.
+        image_size: (height, width) in pixels that the position table is made for; other sizes
+            are fed with the table resized (see `positions.resize_table`).
+        relative_size: the same of the global blocks' relative tables; None for `image_size`.
+        window: side of the windows, in patches.
+        absolute_positions, relative_positions: whether there are these tables.
+        position_resize: how the position table is resized, a key of `positions.RESIZES`.
+        neck: channels after the neck; None for no neck.
+
+    >>> model = sam("base", depth=2, global_blocks=[1], image_size=64, neck=8, rngs=nnx.Rngs(0))
+    >>> model(jnp.zeros((1, 64, 32, 3))).shape
+    (1, 4, 2, 8)
+    >>> model.features(jnp.zeros((1, 64, 32, 3)), layers=0, as_grid=True).shape
+    (1, 4, 2, 768)
+    """
+
+    num_extra = 0  # tokens before the patches
+    num_table_extra = 0
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        global_blocks: Sequence[int],
+        patch_size: int = 16,
+        image_size: int | Sequence[int] = 1024,
+        relative_size: int | Sequence[int] | None = None,
+        window: int = 14,
+        in_channels: int = 3,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        absolute_positions: bool = True,
+        relative_positions: bool = True,
+        position_resize: str = "cubic",
+        norm_epsilon: float = 1e-6,
+        neck: int | None = 256,
+        rngs: nnx.Rngs,
+    ):
+        if width % num_heads:
+            raise ConfigError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.width, self.patch_size = width, patch_size
+        self.grid = _grid(image_size, patch_size)
+        self.position_resize = position_resize
+        self.patch_embed = PatchEmbed(width, patch_size, in_channels, rngs=rngs)
+        self.pos_embed = _zeros(self.grid[0] * self.grid[1], width) if absolute_positions else None
+        block = functools.partial(
+            MapBlock,
+            width,
+            num_heads,
+            grid=_grid(image_size if relative_size is None else relative_size, patch_size),
+            relative_positions=relative_positions,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            norm_epsilon=norm_epsilon,
+            rngs=rngs,
+        )
+        everywhere = block_numbers(global_blocks, depth)
+        self.blocks = nnx.List(
+            [block(window=None if i in everywhere else window) for i in range(depth)]
+        )
+        self.neck = None if neck is None else Neck(width, neck, epsilon=norm_epsilon, rngs=rngs)
+
+    def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
+        """Patches with positions."""
+        x = self.patch_embed(images)
+        if self.pos_embed is None:
+            return x
+        height, width = x.shape[1:3]
+        table = resize_table(
+            self.pos_embed[...], self.grid, (height, width), num_extra=0, way=self.position_resize
+        )
+        return x + rearrange(table.astype(x.dtype), "(h w) d -> 1 h w d", h=height)
+
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, key: OptionalKey = None
+    ) -> Float[Array, "b gh gw d"]:
+        """Maps after the neck, or after the last block of a model without one.
+
+        Args:
+            images: normalised, any size that is a multiple of the patch size.
+            key: given in training only, for what methods add to the blocks.
+        """
+        x = self.embed(images)
+        for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
+            x = remat.call(block, x, block_key)
+        return x if self.neck is None else self.neck(x)
+
+    def features(
+        self,
+        images: Float[Array, "b h w c"],
+        layers: int | Sequence[int] = -1,
+        *,
+        as_grid: bool = False,
+        norm: bool = True,
+    ) -> Any:
+        """Outputs of chosen blocks, before the neck.
+
+        Args:
+            layers: block numbers, negative from the end; one number gives one array, a sequence
+                a tuple in that order.
+            as_grid: return maps [b, gh, gw, d]; else tokens [b, n, d].
+            norm: of no effect, as there is no final norm.
+
+        Raises:
+            ConfigError: a block number that does not exist.
+        """
+        wanted = block_numbers(layers, len(self.blocks))
+        outputs: dict[int, Array] = {}
+        x = self.embed(images)
+        for i in range(max(wanted) + 1):
+            x = self.blocks[i](x)
+            if i in wanted:
+                outputs[i] = x if as_grid else rearrange(x, "b h w d -> b (h w) d")
+        return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
+
+
+def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    height, width = as_pair(image_size)
+    return height // patch_size, width // patch_size
+
+
+def _zeros(rows: int, width: int) -> nnx.Param:
+    return nnx.Param(jnp.zeros((rows, width), jnp.float32))
+
+
+def sam(variant: str, **options: Any) -> SAMEncoder:
+    """SAM's encoder in a named size; options override its fields (see `SAMEncoder`).
+
+    >>> sam("base", depth=1, global_blocks=[0], image_size=64, rngs=nnx.Rngs(0)).grid
+    (4, 4)
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"unknown SAM variant {variant!r}; {nearest(variant, VARIANTS)}")
+    return SAMEncoder(**{**VARIANTS[variant], **options})
