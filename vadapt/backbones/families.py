@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from vadapt.backbones.convnext import VARIANTS as CONVNEXTS
+from vadapt.backbones.convnext import convnext
 from vadapt.backbones.layers import gelu_quick, gelu_tanh
-from vadapt.backbones.sam import VARIANTS as SAM_VARIANTS
+from vadapt.backbones.resnet import ResNet
+from vadapt.backbones.sam import VARIANTS as SAMS
 from vadapt.backbones.sam import sam
 from vadapt.backbones.vit import VARIANTS, vit
 
@@ -82,6 +85,15 @@ def _vit(
     return Backbone(functools.partial(vit, variant), options, pixels)
 
 
+def _convolutional(build: Callable[..., Any]) -> Backbone:
+    """One that has no table of positions: `image_size` may be given and makes no difference."""
+
+    def create(*, image_size: Any = None, **options: Any) -> Any:
+        return build(**options)
+
+    return Backbone(create)
+
+
 def _dinov2(variant: str) -> dict[str, Backbone]:
     """DINOv2 of a size, plain (arXiv:2304.07193) and with registers (arXiv:2309.16588)."""
     options = dict(DINOV2)
@@ -110,5 +122,11 @@ BACKBONES: dict[str, Backbone] = {
     "dinov3_small": _vit("small", DINOV3),
     "dinov3_base": _vit("base", DINOV3),
     "dinov3_large": _vit("large", DINOV3),
-    **{f"sam_{size}": Backbone(functools.partial(sam, size)) for size in SAM_VARIANTS},
+    **{f"sam_{size}": Backbone(functools.partial(sam, size)) for size in SAMS},
+    **{f"resnet{depth}": _convolutional(functools.partial(ResNet, depth)) for depth in (50, 101)},
+    **{
+        f"resnet{depth}_v1c": _convolutional(functools.partial(ResNet, depth, deep_stem=True))
+        for depth in (50, 101)
+    },
+    **{f"convnext_{size}": _convolutional(functools.partial(convnext, size)) for size in CONVNEXTS},
 }

@@ -1,0 +1,179 @@
+"""ResNet: published counts, maps of any size, dilations, and norms by stored statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.backbones.drawn import drawn
+from vadapt import models, remat
+from vadapt.backbones.resnet import BatchNorm, ResNet
+from vadapt.errors import ConfigError
+from vadapt.partition import Statistic, count, flatten, merge, split, variables
+
+# Learned numbers of the trunk: torchvision's totals less the classifier's; the V1c of 101 is the
+# published one too.
+COUNTS = {
+    "resnet50": 25_557_032 - 2_049_000,
+    "resnet101": 44_549_160 - 2_049_000,
+    "resnet50_v1c": 23_527_264,
+    "resnet101_v1c": 42_519_392,
+}
+DENSE = {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 4), "contract_dilation": True}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return drawn(lambda: ResNet(18, base_width=4, rngs=nnx.Rngs(0)))
+
+
+def pixels(*shape):
+    return jax.random.normal(jax.random.key(0), (*shape, 3))
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_parameter_counts_are_the_published_ones(name):
+    model = nnx.eval_shape(lambda: models.create(name))
+    assert count(split(model, "everything").trainable) == COUNTS[name]
+    assert model.widths == (256, 512, 1024, 2048)
+
+
+@pytest.mark.parametrize(("depth", "total"), [(18, 11_689_512), (34, 21_797_672)])
+def test_counts_of_those_without_bottlenecks_are_the_published_ones(depth, total):
+    model = nnx.eval_shape(lambda: ResNet(depth, rngs=nnx.Rngs(0)))
+    assert count(split(model, "everything").trainable) == total - 513_000
+
+
+@pytest.mark.parametrize("deep_stem", [False, True], ids=["v1", "v1c"])
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 50)])
+def test_odd_sizes_are_rounded_up(size, deep_stem):
+    def run():
+        model = ResNet(50, base_width=4, deep_stem=deep_stem, rngs=nnx.Rngs(0))
+        assert model.strides == (4, 8, 16, 32)
+        return model.features(jnp.zeros((2, *size, 3)), (0, 1, 2, 3), as_grid=True)
+
+    for i, found in enumerate(jax.eval_shape(run)):
+        height, width = (-(-side // (4 * 2**i)) for side in size)
+        assert found.shape == (2, height, width, 16 * 2**i)
+
+
+def test_dilated_stages_keep_their_resolution():
+    def maps():
+        model = ResNet(18, base_width=4, **DENSE, rngs=nnx.Rngs(0))
+        assert model.strides == (4, 8, 8, 8)
+        return model.features(pixels(1, 64, 40), (1, 2, 3), as_grid=True)
+
+    assert [x.shape[1:3] for x in jax.eval_shape(maps)] == [(8, 5)] * 3
+
+
+@pytest.mark.parametrize(("contract", "first"), [(True, (1, 1, 1, 2)), (False, (1, 1, 2, 4))])
+def test_first_blocks_of_dilated_stages_can_have_half_the_dilation(contract, first):
+    options = {**DENSE, "contract_dilation": contract}
+    model = nnx.eval_shape(lambda: ResNet(50, base_width=4, **options, rngs=nnx.Rngs(0)))
+    for stage, one, rest in zip(model.stages, first, DENSE["dilations"], strict=True):
+        dilations = [block.layers[1].conv.kernel_dilation for block in stage]
+        assert dilations == [one] + [rest] * (len(stage) - 1)
+
+
+def test_features_come_in_the_order_asked_as_maps_or_tokens(model):
+    images = pixels(2, 40, 64)
+    late, early = model.features(images, layers=(3, 0), as_grid=True)
+    np.testing.assert_array_equal(late, model(images))
+    np.testing.assert_array_equal(early, model.features(images, layers=-4, as_grid=True))
+    tokens = model.features(images, layers=0)
+    np.testing.assert_array_equal(tokens, early.reshape(2, 10 * 16, 4))
+    np.testing.assert_array_equal(tokens, model.features(images, layers=0, norm=False))
+
+
+@pytest.mark.parametrize("policy", ["dots", "blocks"])
+def test_gradients_are_the_same_with_rematerialisation(model, policy):
+    parts = split(model)
+
+    def gradient(policy):
+        def loss(images):
+            return (merge(*parts)(images) ** 2).sum()
+
+        with remat.rematerialise(policy):
+            return jax.jit(jax.grad(loss))(pixels(1, 32, 32))
+
+    np.testing.assert_allclose(gradient(policy), gradient("none"), rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_weights_compute_in_bfloat16_by_statistics_in_float32(model):
+    parts = split(model, "everything")
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parts.trainable)
+    cast = merge(parts.graph, half, parts.frozen, parts.state)
+    images = pixels(1, 64, 64)
+    found, expected = cast(images), model(images)
+    assert found.dtype == jnp.bfloat16
+    assert cast.stem[0].norm.mean.dtype == jnp.float32
+    # bf16 keeps 8 bits, and some twenty layers follow each other.
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), expected, atol=0.05 * float(jnp.abs(expected).max())
+    )
+
+
+def test_norms_go_by_stored_statistics_which_never_train(model):
+    norm = BatchNorm(2, rngs=nnx.Rngs(0))
+    norm.mean[...], norm.var[...] = jnp.array([1.0, 100.0]), jnp.array([4.0, 0.25])
+    norm.scale[...], norm.bias[...] = jnp.array([1.0, 2.0]), jnp.array([0.0, -1.0])
+    found = norm(jnp.array([[3.0, 100.5], [1.0, 99.5]]))
+    np.testing.assert_allclose(found, [[1.0, 1.0], [0.0, -3.0]], atol=1e-4)
+    assert isinstance(norm.mean, Statistic)
+    assert isinstance(norm.var, Statistic)
+    state = split(model, "everything").state
+    assert count(state) == 2 * (4 + sum((4 + 1 * (i > 0)) * 4 * 2**i for i in range(4)))
+
+
+def test_statistics_move_in_blocks_that_are_rematerialised(model):
+    parts = split(model)
+
+    @jax.jit
+    def moved(state):
+        merged = merge(*parts[:3], state)
+        for _, node in nnx.iter_graph(merged):
+            if isinstance(node, BatchNorm):
+                node.use_running_average = False
+        with remat.rematerialise("blocks"):
+            merged(pixels(2, 64, 64))
+        return split(merged).state
+
+    before, after = flatten(parts.state), flatten(moved(parts.state))
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        assert float(jnp.abs(after[path] - value).max()) > 1e-3, path
+
+
+def test_norms_can_go_by_the_batch_and_then_move_their_statistics():
+    norm = BatchNorm(3, rngs=nnx.Rngs(0))
+    norm.use_running_average = False
+    x = 5.0 + 2.0 * jax.random.normal(jax.random.key(0), (4, 3, 3, 3))
+    found = norm(x)
+    np.testing.assert_allclose(found.mean((0, 1, 2)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(found.std((0, 1, 2)), 1.0, atol=1e-4)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_a_block_can_be_replaced(model):
+    class Twice(nnx.Module):
+        def __init__(self, block):
+            self.block = block
+
+        def __call__(self, x, key=None):
+            return 2.0 * self.block(x, key)
+
+    images, graph = pixels(1, 32, 32), nnx.clone(model)
+    graph.stages[3][1] = Twice(graph.stages[3][1])
+    np.testing.assert_allclose(graph(images), 2.0 * model(images))
+    assert "stages/3/1/block/layers/0/conv/kernel" in variables(graph)
+
+
+def test_wrong_settings_say_what_is_allowed(model):
+    with pytest.raises(ConfigError, match="no ResNet has depth 51; nearest: '50'"):
+        ResNet(51, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="for each of 4 stages"):
+        ResNet(50, strides=(1, 2, 2), rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="4 stages \\(0 to 3\\)"):
+        model.features(pixels(1, 32, 32), layers=4)

@@ -1,0 +1,80 @@
+"""What backbones of stages have in common: maps that get coarser, and features by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vadapt import remat
+from vadapt.backbones.layers import OptionalKey, split_key
+from vadapt.errors import ConfigError
+
+
+class Staged(nnx.Module):
+    """A backbone whose blocks stand in stages; each stage gives one map.
+
+    A kind of it sets the three attributes below and overrides `enter` and, where it has norms for
+    maps that leave, `leave`. Blocks are called as block(map, key) and keep the map's shape, but
+    for the first of a stage; a method that adapts one replaces it in `stages`.
+    """
+
+    stages: nnx.List[Any]  # an nnx.List of blocks a stage
+    widths: tuple[int, ...]  # channels of the stages' maps
+    strides: tuple[int, ...]  # pixels of the image a step in the stages' maps
+
+    def enter(self, x: Float[Array, "b h w c"], stage: int) -> Float[Array, "b h2 w2 d"]:
+        """What a stage's first block takes, of the images (stage 0) or the last stage's map."""
+        raise NotImplementedError
+
+    def leave(self, x: Float[Array, "b h w d"], stage: int) -> Float[Array, "b h w d"]:
+        """The map of a stage as others see it."""
+        return x
+
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, key: OptionalKey = None
+    ) -> Float[Array, "b h2 w2 d"]:
+        """The last stage's map; a key makes the call a training one (drop path acts)."""
+        return self.features(images, as_grid=True, key=key)
+
+    def features(
+        self,
+        images: Float[Array, "b h w c"],
+        layers: int | Sequence[int] = -1,
+        *,
+        as_grid: bool = False,
+        norm: bool = True,
+        key: OptionalKey = None,
+    ) -> Any:
+        """Outputs of chosen stages.
+
+        Args:
+            images: normalised, of any size.
+            layers: stage numbers, negative from the end; one number gives one array, a sequence
+                a tuple in that order.
+            as_grid: return maps [b, h, w, d]; else tokens [b, h * w, d] in raster order.
+            norm: apply the stages' output norms; without effect where a model has none.
+            key: given in training only.
+
+        Raises:
+            ConfigError: a stage number that does not exist.
+        """
+        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+        depth = len(self.stages)
+        if any(not -depth <= layer < depth for layer in wanted):
+            raise ConfigError(f"layers {wanted} of a model with {depth} stages (0 to {depth - 1})")
+        wanted = tuple(layer % depth for layer in wanted)
+        keys = iter(split_key(key, sum(map(len, self.stages))))
+        outputs: dict[int, Array] = {}
+        x = images
+        for i in range(max(wanted) + 1):
+            x = self.enter(x, i)
+            for block in self.stages[i]:
+                x = remat.call(block, x, next(keys))
+            if i in wanted:
+                y = self.leave(x, i) if norm else x
+                outputs[i] = y if as_grid else rearrange(y, "b h w d -> b (h w) d")
+        return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
