@@ -18,38 +18,12 @@ from vadapt import sharding
 from vadapt.backbones.positions import resize_relative, resize_table
 from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
-from vadapt.weights import mmselfsup
-from vadapt.weights.clip import CLIP, CLIP_HF, CLIP_TOWER, SLIP
-from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
-from vadapt.weights.dinov3 import DINOV3_HF, DINOV3_HF_GATED
-from vadapt.weights.eva02 import EVA02
+from vadapt.weights.families import find_family, unwrapped
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
-from vadapt.weights.mae import MAE
-from vadapt.weights.sam import SAM, SAM_HF
-from vadapt.weights.siglip import SIGLIP_HF
-from vadapt.weights.tables import Table, convert
-from vadapt.weights.vit import VIT_HF
+from vadapt.weights.tables import convert
 
-FAMILIES: tuple[Table, ...] = (
-    MAE,
-    VIT_HF,
-    CLIP,
-    CLIP_TOWER,
-    CLIP_HF,
-    SLIP,
-    SIGLIP_HF,
-    DINOV2,
-    DINOV2_HF,
-    DINOV3_HF,
-    DINOV3_HF_GATED,
-    EVA02,
-    SAM,
-    SAM_HF,
-)
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
 ASSETS = Path(__file__).parent.parent / "assets"
-# What trainers of several processes, and of whole systems, put before every name.
-PREFIXES = ("module.", "backbone.")
 
 
 @dataclass
@@ -259,10 +233,10 @@ def _translate(
     arrays: Mapping[str, Any], model: nnx.Module
 ) -> tuple[Report, dict[str, Any], list[str]]:
     """A report to be filled, the arrays by vadapt's paths, and names that mean nothing."""
-    arrays = mmselfsup.renamed(_without_prefix(arrays))
+    arrays = unwrapped(arrays)
     backbone = "backbone/" if hasattr(model, "backbone") else ""
     places = variables(model)
-    table = _family(arrays, places, backbone)
+    table = find_family(arrays, places, backbone)
     if table is None:
         # vadapt's own names: of a whole model, or of its backbone alone. Either may be the file,
         # either the model.
@@ -282,45 +256,6 @@ def _translate(
     unused = [name for name in arrays if is_unused(name)]
     used = {name: array for name, array in arrays.items() if name not in set(unused)}
     return Report(table.family, unused=unused), *convert(used, table, backbone=backbone)
-
-
-def _without_prefix(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    for prefix in PREFIXES:
-        # MMSelfSup has names with and without, and knows them so.
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return arrays
-
-
-def family_of(arrays: Mapping[str, Any]) -> str:
-    """The family whose names these are: a `family` of `FAMILIES`, or "vadapt".
-
-    Raises:
-        WeightsError: no family has a single one of these names.
-    """
-    table = _family(mmselfsup.renamed(_without_prefix(arrays)), {}, "")
-    if table is None and not any("/" in name for name in arrays):
-        names = sorted(arrays)[:4]
-        raise WeightsError(f"names of no family that is known here, such as {names}")
-    return "vadapt" if table is None else table.family
-
-
-def _family(arrays: Mapping[str, Any], places: Mapping[str, Any], backbone: str) -> Table | None:
-    """The table that knows most names, among equals the one that leaves fewest without a place.
-
-    A DINOv2 file has names of a MAE file only, one of which (`mask_token`) has no place in a ViT.
-    None for vadapt's own names.
-    """
-
-    def left_over(table: Table) -> int:
-        paths = (table.find(name, backbone) for name in arrays if not table.passes_over(name))
-        return sum(found is None or found[0] not in places for found in paths)
-
-    known = [sum(map(table.knows, arrays)) for table in FAMILIES]
-    if any("/" in name for name in arrays) or not max(known):  # PyTorch's names have dots
-        return None
-    best = [table for table, number in zip(FAMILIES, known, strict=True) if number == max(known)]
-    return min(best, key=left_over)
 
 
 def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: Report) -> Any:

@@ -76,6 +76,23 @@ def norm(source: str, target: str) -> tuple[Rule, Rule]:
     return Rule(source + r"\.weight", target + "/scale"), Rule(source + r"\.bias", target + "/bias")
 
 
+def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """Scale, bias and running statistics of a batch norm."""
+    return (
+        *norm(source, target),
+        Rule(source + r"\.running_mean", target + "/mean"),
+        Rule(source + r"\.running_var", target + "/var"),
+    )
+
+
+def conv(source: str, target: str) -> tuple[Rule, Rule]:
+    """Weight and bias of a convolution; the names without `weight` and `kernel`."""
+    return (
+        Rule(source + r"\.weight", target + "/kernel", "conv"),
+        Rule(source + r"\.bias", target + "/bias"),
+    )
+
+
 # All families together have more patterns than `re` keeps.
 _compiled = functools.cache(re.compile)
 
