@@ -11,6 +11,10 @@ EXTRAS = {
     "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources"],
     # Computes candidates of objects (selective search), once a data set.
     "roi": ["scikit-image>=0.24"],
+    # Fetches weights and adapters by "hf:org/name", and puts adapters there.
+    "hub": ["huggingface_hub>=1.0"],
+    # Writes and reads StableHLO files.
+    "export": ["flatbuffers"],
     # Also to plan for TPUs without one, on Linux.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -31,6 +35,8 @@ EXTRAS["test"] = [
     "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
     *EXTRAS["tfds"],
     *EXTRAS["roi"],
+    *EXTRAS["hub"],
+    *EXTRAS["export"],
 ]
 
 setup(

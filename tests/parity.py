@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.golden_modules import TOPICS
+
 GOLDENS = Path(__file__).parent / "goldens"
-# One file of builders a topic, in tests/golden_modules/<system>.py; each offers MODULES:
+# One file of builders a topic, in tests/golden_modules (<system>.py, or TOPICS says); its MODULES:
 # module name -> function of (config, params, inputs) -> outputs, differentiable in the last two;
 # where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
 # array) -> which of its numbers count.
@@ -91,7 +93,8 @@ def check(path: str | Path) -> Verdict:
 def find_builder(system: str, module: str) -> tuple[Builder, Counts]:
     """The function that builds a named module of a system, and what of its outputs counts."""
     try:
-        cases = importlib.import_module(f"tests.golden_modules.{system}")
+        topic = TOPICS.get(system, system)
+        cases = importlib.import_module(f"tests.golden_modules.{topic}")
     except ModuleNotFoundError as error:
         raise LookupError(f"unknown system {system!r}") from error
     if module not in cases.MODULES:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError
@@ -170,6 +171,8 @@ def _export(task: Any, config: Config, outcome: Outcome, path: Path) -> None:
         trainable=config.trainable,
         method=config.method.to_dict(),
         backbone=config.model.backbone,
+        weights=config.model.weights,
+        statistics=np.broadcast_to([[config.data.mean], [config.data.std]], (2, 3)).tolist(),
     )
     if config.run.save_model:
         save_model(path.with_name("model.safetensors"), outcome.model, config.run.save_model)

@@ -12,8 +12,14 @@ from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
 from vadapt.partition import flatten, split, variables
-from vadapt.weights.adapter_file import fingerprint, load_adapter, save_adapter, save_model
-from vadapt.weights.files import read_arrays, read_header
+from vadapt.weights.adapter_file import (
+    fingerprint,
+    load_adapter,
+    read_info,
+    save_adapter,
+    save_model,
+)
+from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.load import load_weights
 
 
@@ -69,3 +75,91 @@ def test_another_size_of_adapter_is_refused(tmp_path):
     save_adapter(path, grafted())
     with pytest.raises(WeightsError, match="differ"):
         load_adapter(grafted(hidden=5), path)
+
+
+def plain(seed: int = 0):
+    return vit("micro", depth=2, image_size=16, rngs=nnx.Rngs(seed))
+
+
+def test_the_header_says_what_was_grafted_on_what_and_keeps_what_it_does_not_know(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    model = adapters.apply(grafted(), "lora", rank=2, targets=["q"])
+    save_adapter(
+        path,
+        model,
+        backbone="vit_micro",
+        classes=["sky", "road"],
+        statistics=((0.1, 0.2, 0.3), (1, 1, 1)),
+        note={"by": "me"},
+        weights="file.pth",
+    )
+    info = read_info(path)
+    assert info.methods == (
+        {"name": "patchwise_scale", "hidden": 4},
+        {"name": "lora", "rank": 2, "targets": ["q"]},
+    )
+    assert (info.backbone, info.classes, info.extra) == (
+        "vit_micro",
+        ("sky", "road"),
+        {"note": {"by": "me"}, "weights": "file.pth"},
+    )
+    assert info.statistics.mean == (0.1, 0.2, 0.3)
+    assert "patchwise_scale(hidden=4), then lora(rank=2, targets=['q'])" in info.described
+    assert info.described.endswith("on 'vit_micro' with weights 'file.pth'")
+    restored = adapters.adapt_from(plain(), path)
+    assert set(flatten(split(restored).trainable)) == set(flatten(split(model).trainable))
+
+
+def test_the_file_alone_adapts_a_plain_backbone_which_stays_as_it_is(tmp_path):
+    model, bare = grafted(), plain()
+    model.blocks[1].mlp.adapter.up.kernel[...] = jnp.full((4, 96), 0.25)
+    save_adapter(tmp_path / "adapter.safetensors", model)
+    restored = adapters.adapt_from(bare, tmp_path / "adapter.safetensors")
+    images = jnp.ones((1, 16, 16, 3))
+    np.testing.assert_array_equal(restored.features(images), model.features(images))
+    assert not flatten(split(bare).trainable)
+
+
+def test_what_else_was_trained_is_in_the_header(tmp_path):
+    path, model = tmp_path / "biases.safetensors", plain()
+    model.norm.bias[...] = jnp.ones(96)
+    save_adapter(path, model, trainable="biases")
+    fresh = plain()
+    load_adapter(fresh, path)
+    np.testing.assert_array_equal(fresh.norm.bias[...], jnp.ones(96))
+    assert read_info(path).methods == ()
+    np.testing.assert_array_equal(adapters.adapt_from(plain(), path).norm.bias[...], jnp.ones(96))
+
+
+def test_a_model_without_the_graft_is_told_what_to_graft(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, grafted(), backbone="vit_micro")
+    with pytest.raises(
+        WeightsError, match=r"patchwise_scale\(hidden=4\) on 'vit_micro'.*adapt_from"
+    ):
+        load_adapter(plain(), path)
+    with pytest.raises(WeightsError, match=r"differ.*patchwise_scale\(hidden=4\)"):
+        load_adapter(grafted(hidden=5), path)
+    with pytest.raises(WeightsError, match="of 'vit_micro'"):
+        adapters.adapt_from(plain(seed=7), path)
+
+
+def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
+    path = tmp_path / "adapter.safetensors"
+    with pytest.raises(WeightsError, match="no adapter file at"):
+        read_info(path)
+    save_adapter(path, grafted())
+    whole = path.read_bytes()
+    for damaged in (b"", b"no safetensors at all", whole[: len(whole) // 2], whole[:40]):
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="damaged"):
+            load_adapter(grafted(), path)
+    save_model(path, grafted())
+    with pytest.raises(WeightsError, match=r"no adapter file: .*load_weights"):
+        load_adapter(grafted(), path)
+    write_arrays(path, {"x": np.ones(2)}, {"vadapt": "1", "base": "0", "method": "lora"})
+    with pytest.raises(WeightsError, match="names no method: 'lora'"):
+        read_info(path)
+    write_arrays(path, {"x": np.ones(2)}, {"format": "pt"})
+    with pytest.raises(WeightsError, match="no adapter file"):
+        read_info(path)

@@ -3,19 +3,103 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from pathlib import Path
 from typing import Any
 
-from vadapt.errors import ConfigError, nearest
+from flax import nnx
 
-METHODS = ("patchwise_scale",)
+from vadapt.errors import ConfigError, nearest
+from vadapt.partition import Adapter, Prompt, flatten, split
+from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
+from vadapt.weights.hub import local_adapter
+
+METHODS = ("lora", "patchwise_scale")
 
 
 def apply(model: Any, method: str, **options: Any) -> Any:
     """Grafts a method into a model by name; options are those of the method's own `apply`.
+
+    Name and options are kept on the model as `grafted`, for the header of its adapter file.
 
     Raises:
         ConfigError: no such method, or the model lacks what the method grafts onto.
     """
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    return importlib.import_module(f"vadapt.adapters.{method}").apply(model, **options)
+    adapted = importlib.import_module(f"vadapt.adapters.{method}").apply(model, **options)
+    kept = {"name": method, **{key: options[key] for key in sorted(options) if key != "rngs"}}
+    adapted.grafted = (*getattr(model, "grafted", ()), _hashable(kept))
+    return adapted
+
+
+def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
+    """The model with what an adapter file holds: its methods grafted, its weights loaded.
+
+    Args:
+        model: the plain backbone with the pretrained weights that the adapter was trained on; it
+            stays as it is.
+        source: an adapter file, or one on the Hugging Face Hub as in "hf:org/name".
+
+    Raises:
+        WeightsError: no adapter file, or one of another base.
+        ConfigError: a method that is not known here.
+    """
+    info = source if isinstance(source, AdapterInfo) else read_info(local_adapter(source))
+    model = nnx.clone(model)
+    for method in info.methods:
+        options = dict(method)
+        name = options.pop("name")
+        if name != "none":
+            model = apply(model, name, **options)
+    load_adapter(model, info.path)
+    return model
+
+
+def fold(model: Any, *, strict: bool = False) -> Any:
+    """A copy in which every method that can be is folded into the frozen weights.
+
+    The copy computes the same, to rounding, without the adapters' cost; LoRA alone leaves a plain
+    backbone. A method whose contribution depends on the input (`patchwise_scale`) cannot be folded:
+    it stays, with a warning that says so.
+
+    Args:
+        strict: raise instead of warning.
+
+    Raises:
+        ConfigError: `strict`, and a method stays.
+    """
+    model = nnx.clone(model)
+    for _, node in list(nnx.iter_graph(model)):
+        if not isinstance(node, nnx.Module):
+            continue
+        for name, child in list(vars(node).items()):
+            if hasattr(child, "folded"):
+                setattr(node, name, child.folded())
+    left = flatten(split(model, Adapter | Prompt).trainable)
+    for _, node in nnx.iter_graph(model):
+        if hasattr(node, "grafted"):
+            node.grafted = tuple(method for method in node.grafted if not _folds(dict(method)))
+    if not left:
+        return model
+    message = (
+        f"{len(left)} adapter weights stay ({', '.join(list(left)[:2])}, ...): what they add "
+        "depends on the input, so that it cannot be folded into frozen weights. Keep the adapter "
+        "file beside the backbone, or export the model whole (StableHLO)."
+    )
+    if strict:
+        raise ConfigError(message)
+    warnings.warn(message, stacklevel=2)
+    return model
+
+
+def _folds(method: dict[str, Any]) -> bool:
+    module = importlib.import_module(f"vadapt.adapters.{method['name']}")
+    return any(hasattr(value, "folded") for value in vars(module).values())
+
+
+def _hashable(value: Any) -> Any:
+    """A mapping as pairs, a list as a tuple: static fields of a module must be hashable."""
+    if isinstance(value, dict):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

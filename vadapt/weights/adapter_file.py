@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vadapt import __version__
+from vadapt.backbones.families import Statistics
 from vadapt.errors import WeightsError
 from vadapt.partition import DEFAULT, Frozen, Trainable, Tree, flatten, split, variables
 from vadapt.weights.files import read_arrays, read_header, write_arrays
+from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
 
 
@@ -31,18 +35,111 @@ def fingerprint(frozen: Tree) -> str:
     return digest.hexdigest()[:16]
 
 
+class AdapterInfo(NamedTuple):
+    """What an adapter file says of itself; None or empty where it says nothing."""
+
+    path: Path
+    base: str  # hash of the frozen weights, see `fingerprint`
+    version: str  # of vadapt
+    methods: tuple[Mapping[str, Any], ...] = ()  # in the order of grafting: name and options
+    backbone: str | None = None  # name for `vadapt.create`
+    trainable: str | Sequence[str] | None = None  # the setting that chose the file's leaves
+    classes: tuple[str, ...] = ()
+    statistics: Statistics | None = None  # of the pixels, in 0-1
+    extra: Mapping[str, Any] = MappingProxyType({})  # whatever else the header holds
+
+    @property
+    def described(self) -> str:
+        """The methods as one would graft them: "lora(rank=4) on 'vit_base'"."""
+        calls = [
+            f"{method['name']}({', '.join(f'{k}={v!r}' for k, v in method.items() if k != 'name')})"
+            for method in self.methods
+        ]
+        return f"{', then '.join(calls) or 'no known method'} on {self.base_name}"
+
+    @property
+    def base_name(self) -> str:
+        """The backbone, and the weights that it had where the file says so."""
+        name = repr(self.backbone) if self.backbone else "an unnamed backbone"
+        weights = self.extra.get("weights")
+        return f"{name} with weights {weights!r}" if weights else name
+
+
 def save_adapter(
-    path: str | Path, model: nnx.Module, *, trainable: Trainable = DEFAULT, **header: Any
+    path: str | Path,
+    model: nnx.Module,
+    *,
+    trainable: Trainable = DEFAULT,
+    method: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    backbone: str | None = None,
+    classes: Sequence[str] = (),
+    statistics: Any = None,
+    **extra: Any,
 ) -> None:
-    """Writes the trainable part of a model (usually a backbone) as `.safetensors`.
+    """Writes the trainable part of a model, heads included, as `.safetensors`; nothing else.
 
     Args:
-        header: what else the file should say of itself, such as the method's options; any JSON.
+        model: usually a backbone, or one under a head.
+        method: name and options of what was grafted; by default what `vadapt.adapt` did.
+        backbone: what `vadapt.create` calls the model without the graft.
+        classes: their names, in the order of the head's outputs.
+        statistics: mean and standard deviation of the pixels, in 0-1, that it was trained with.
+        extra: what else the file should say of itself; any JSON.
     """
     parts = split(model, trainable)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(parts.trainable).items()}
-    text = {name: json.dumps(value) for name, value in header.items()}
+    methods = [dict(one) for one in getattr(model, "grafted", ())] if method is None else method
+    if isinstance(methods, list) and len(methods) == 1:
+        methods = methods[0]
+    named = isinstance(trainable, str | list | tuple)
+    header = {
+        "method": methods or None,
+        "backbone": backbone,
+        "trainable": trainable if named and trainable != "default" else None,
+        "classes": list(classes) or None,
+        "statistics": statistics,
+        **extra,
+    }
+    text = {name: json.dumps(value) for name, value in header.items() if value is not None}
     write_arrays(path, arrays, {"vadapt": __version__, "base": fingerprint(parts.frozen), **text})
+
+
+def read_info(path: str | Path) -> AdapterInfo:
+    """The header of an adapter file.
+
+    Raises:
+        WeightsError: no such file, one that cannot be read, or no adapter file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no adapter file at {str(path)!r}")
+    try:
+        header = read_header(path)
+    except Exception as error:  # safetensors has a class of its own for what it cannot read
+        raise WeightsError(f"{str(path)!r} is damaged or no .safetensors file: {error}") from error
+    if "base" not in header or "vadapt" not in header:
+        raise WeightsError(
+            f"{str(path)!r} is no adapter file: its header does not say the base. "
+            "vadapt.load_weights reads files of whole models."
+        )
+    version, base = header.pop("vadapt"), header.pop("base")
+    fields = {name: _parsed(text) for name, text in header.items()}
+    method = fields.pop("method", None) or ()
+    methods = (method,) if isinstance(method, Mapping) else tuple(method)
+    statistics = fields.pop("statistics", None)
+    if not all(isinstance(one, Mapping) and "name" in one for one in methods):
+        raise WeightsError(f"{str(path)!r} has a header that names no method: {method!r}")
+    return AdapterInfo(
+        path,
+        base,
+        version,
+        methods=methods,
+        backbone=fields.pop("backbone", None),
+        trainable=fields.pop("trainable", None),
+        classes=tuple(fields.pop("classes", ())),
+        statistics=None if statistics is None else Statistics(*map(tuple, statistics)),
+        extra=fields,
+    )
 
 
 def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> None:
@@ -59,26 +156,50 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
     write_arrays(path, arrays, {"vadapt": __version__})
 
 
-def load_adapter(model: nnx.Module, path: str | Path, *, trainable: Trainable = DEFAULT) -> None:
+def load_adapter(
+    model: nnx.Module, source: str | Path, *, trainable: Trainable | None = None
+) -> None:
     """Loads an adapter file into a model that has the same method grafted, in place.
 
+    `vadapt.adapt_from` also grafts what the file says.
+
+    Args:
+        source: an adapter file, or one on the Hugging Face Hub as in "hf:org/name".
+        trainable: what was trained; by default what the file says.
+
     Raises:
-        WeightsError: it was trained on another base (names both hashes), or its leaves differ.
+        WeightsError: it was trained on another base (names both hashes), its leaves differ, or it
+            cannot be read.
     """
-    arrays, header = read_arrays(path), read_header(path)
-    parts = split(model, trainable)
+    info = read_info(local_adapter(source))
+    parts = split(model, trainable or info.trainable or DEFAULT)
     base = fingerprint(parts.frozen)
-    if header.get("base") != base:
+    if info.base != base:
         raise WeightsError(
-            f"{str(path)!r} was trained on base weights {header.get('base')}, this model's are "
-            f"{base}; load the same pretrained weights first"
+            f"{str(info.path)!r} was trained on base weights {info.base} of {info.base_name}, "
+            f"those of this {type(model).__name__} are {base}; load the same pretrained weights "
+            "first"
         )
+    arrays = read_arrays(info.path)
     wanted = {name: leaf.shape for name, leaf in flatten(parts.trainable).items()}
     found = {name: array.shape for name, array in arrays.items()}
+    if not wanted and found:
+        raise WeightsError(
+            f"{str(info.path)!r} holds {info.described}, this model has nothing grafted: "
+            "vadapt.adapt_from(model, file) grafts and loads"
+        )
     if wanted != found:
         names = sorted(set(wanted.items()) ^ set(found.items()))
         raise WeightsError(
-            f"{str(path)!r} and the model's trainable leaves differ in {len(names)} places: "
-            f"{names[:4]}; graft the method with the options of the file's header: {header}"
+            f"{str(info.path)!r} and the model's trainable leaves differ in {len(names)} places: "
+            f"{names[:4]}; the file holds {info.described}"
         )
     assign(model, arrays)
+
+
+def _parsed(text: str) -> Any:
+    """JSON, or the text itself where another program wrote it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,36 @@
+"""Golden cases of parameter-efficient methods: each function builds one module and its outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+
+from vadapt.adapters.lora import LoraLinear, LowRank
+from vadapt.weights.load import with_arrays
+
+Arrays = dict[str, Any]
+
+
+def lora_layer(config: dict[str, Any], params: Arrays) -> LoraLinear:
+    """The layer of a golden file; the original stacks the parts' rows."""
+    inputs, outputs, rank = config["in_features"], config["out_features"], config["r"]
+    enabled = config.get("enable_lora", [True])
+    parts = tuple(i for i, on in enumerate(enabled) if on)
+    rngs = nnx.Rngs(0)
+    sizes = {"parts": parts, "num_parts": len(enabled)}
+    lora = LowRank(inputs, outputs, rank, **sizes, alpha=config["alpha"], rngs=rngs)
+    values = {
+        "kernel": params["weight"].T,
+        "bias": params["bias"],
+        "lora/down": params["lora_A"].reshape(len(parts), rank, inputs).swapaxes(1, 2),
+        "lora/up": params["lora_B"].reshape(len(parts), -1, rank).swapaxes(1, 2),
+    }
+    return with_arrays(LoraLinear(nnx.Linear(inputs, outputs, rngs=rngs), lora), values)
+
+
+def lora(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    return {"y": lora_layer(config, params)(inputs["x"])}
+
+
+MODULES = {"Linear": lora, "MergedLinear": lora}

@@ -1,0 +1,292 @@
+"""Files on the Hugging Face Hub: weights and adapters come from there, adapters go there.
+
+Needs `pip install 'vadapt[hub]'`. Whatever was fetched once is found without a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from vadapt.errors import WeightsError
+
+PREFIX = "hf:"
+# What stands for a repository's weights, the first that it has.
+FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",  # in several files
+    "open_clip_model.safetensors",
+    "adapter.safetensors",
+    "pytorch_model.bin",
+)
+ADAPTER = "adapter.safetensors"
+_INDEX = ".index.json"
+
+
+class Address(NamedTuple):
+    """A place on the Hub."""
+
+    repository: str
+    revision: str | None = None  # a branch, a tag or a commit
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{PREFIX}{self.repository}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def parse(source: str) -> Address:
+    """The parts of "hf:org/name[@revision][/file]".
+
+    Raises:
+        WeightsError: it is no such address.
+
+    >>> parse("hf:facebook/dinov2-small@main/model.safetensors")
+    Address(repository='facebook/dinov2-small', revision='main', file='model.safetensors')
+    """
+    name = r"[\w.-]+"
+    match = re.fullmatch(
+        rf"{PREFIX}({name}/{name})(?:@(refs/\w+/{name}|{name}))?(?:/(.+))?", source
+    )
+    if match is None:
+        raise WeightsError(
+            f"{source!r} is no address on the Hub; expected hf:org/name, hf:org/name@revision or "
+            "hf:org/name/file"
+        )
+    return Address(*match.groups())
+
+
+def local_path(source: str | Path) -> Path:
+    """The file that a `source` of weights stands for; what is on the Hub, `download` fetches."""
+    return download(source) if _is_address(source) else Path(source)
+
+
+def local_adapter(source: str | Path) -> Path:
+    """The file that a `source` of an adapter stands for; what is on the Hub, `pull` fetches."""
+    return pull(source) if _is_address(source) else Path(source)
+
+
+def _is_address(source: str | Path) -> TypeGuard[str]:
+    return isinstance(source, str) and source.startswith(PREFIX)
+
+
+def download(
+    source: str,
+    *,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_only: bool = False,
+) -> Path:
+    """Fetches weights from the Hub into its client's cache, or finds them there.
+
+    Args:
+        source: "hf:org/name", with "@revision" and "/file" if need be. Without a file it is the
+            first of `FILES` that the repository has.
+        endpoint, cache_dir, token: of the client; by default its own, as HF_ENDPOINT, HF_HOME and
+            `hf auth login` set them.
+        local_only: ask no server, as with HF_HUB_OFFLINE=1.
+
+    Returns:
+        The file; of weights in several files the index, with all of them beside it.
+
+    Raises:
+        WeightsError: nothing there, no access, no network and not in the cache, or the client is
+            not installed; says what to do.
+    """
+    address = parse(source)
+    client = _client()
+    names, offline = [address.file or ""], None
+    if address.file is None:
+        names, offline = (list(FILES), None) if local_only else _present(address, endpoint, token)
+    for name in names:
+        fetch = functools.partial(
+            client.hf_hub_download,
+            address.repository,
+            revision=address.revision,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_only or offline is not None,
+        )
+        with _explained(address):
+            try:
+                path = Path(fetch(filename=name))
+            except client.errors.LocalEntryNotFoundError as error:
+                offline = offline or error
+                continue
+            except client.errors.EntryNotFoundError:
+                continue
+            for shard in _shards(path):
+                fetch(filename=Path(name).with_name(shard).as_posix())
+            return path
+    if offline is not None:
+        raise WeightsError(
+            f"{address} is not in the cache, and the Hub cannot be asked ({_line(offline)}). Fetch "
+            f"it where there is a network (hf download {address.repository}) and bring the cache "
+            "along, or give a local file."
+        ) from offline
+    if address.file:
+        raise WeightsError(f"{address._replace(file=None)} has no file {address.file!r}")
+    raise WeightsError(
+        f"{address} has none of {', '.join(FILES)}; name the file, as in {address}/FILE"
+    )
+
+
+def pull(source: str, **options: Any) -> Path:
+    """Fetches an adapter that `push` put on the Hub; see `download` for arguments and errors."""
+    address = parse(source)
+    return download(str(address._replace(file=address.file or ADAPTER)), **options)
+
+
+def push(
+    path: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Puts an adapter file on the Hub, in a repository that is made if there is none.
+
+    A short model card is written where the repository has none.
+
+    Args:
+        repository: "org/name".
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        WeightsError: no adapter file, no access, or no network.
+    """
+    from vadapt.weights.adapter_file import read_info
+
+    info = read_info(path)
+    address = parse(PREFIX + repository)
+    client = _client()
+    with _explained(address):
+        api = client.HfApi(endpoint=endpoint, token=token)
+        api.create_repo(repository, private=private, exist_ok=True)
+        operations = [client.CommitOperationAdd(ADAPTER, str(path))]
+        if not api.file_exists(repository, "README.md"):
+            text = model_card(info, repository)
+            operations.append(client.CommitOperationAdd("README.md", text.encode()))
+        commit = api.create_commit(
+            repository, operations, commit_message=message or "An adapter of vadapt"
+        )
+    return str(commit.commit_url)
+
+
+def model_card(info: Any, repository: str) -> str:
+    """The README of an adapter (`AdapterInfo`) on the Hub."""
+    create = f"vadapt.create({info.backbone!r}, ...)" if info.backbone else "..."
+    rows = [
+        ("adapter", info.described),
+        ("base weights", f"`{info.base}`"),
+        ("classes", ", ".join(info.classes)),
+        ("pixel mean, std", info.statistics and f"{info.statistics.mean}, {info.statistics.std}"),
+        ("vadapt", info.version),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    return f"""---
+library_name: vadapt
+tags: [vadapt, adapter]
+---
+# {repository.split("/")[-1]}
+
+What was trained beside a frozen backbone; the backbone's own weights are not in here.
+
+| | |
+|---|---|
+{table}
+
+```python
+import vadapt
+
+backbone = {create}  # with the pretrained weights that it was trained on
+model = vadapt.adapt_from(backbone, "{PREFIX}{repository}")
+```
+"""
+
+
+def _client() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise WeightsError(
+            "addresses on the Hub need its client: pip install 'vadapt[hub]'"
+        ) from error
+    return huggingface_hub
+
+
+def _present(
+    address: Address, endpoint: str | None, token: str | None
+) -> tuple[list[str], Exception | None]:
+    """The first of `FILES` that a repository has; all, and why, if the server cannot be asked."""
+    client = _client()
+    with _explained(address):
+        try:
+            info = client.HfApi(endpoint=endpoint, token=token).model_info(
+                address.repository, revision=address.revision, timeout=10
+            )
+        except client.errors.HfHubHTTPError as error:
+            if error.response is None or error.response.status_code < 500:
+                raise
+            return list(FILES), error
+        except _failures() as error:  # no network
+            return list(FILES), error
+    there = {sibling.rfilename for sibling in info.siblings or ()}
+    return [name for name in FILES if name in there][:1], None
+
+
+def _shards(path: Path) -> list[str]:
+    """The files that an index names."""
+    if not path.name.endswith(_INDEX):
+        return []
+    return sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+@contextlib.contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    """Turns the client's errors into one line that says what to do."""
+    errors = _client().errors
+    log_in = "log in (hf auth login) with a token that may"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{address} is gated: ask for access on its page, then {log_in} read it"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(f"{address.repository} has no revision {address.revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"{address} does not exist, or is private: check the name, or {log_in} see it"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise WeightsError(f"{address} is not all there: {_line(error)}") from error
+    except (*_failures(), errors.HFValidationError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = f"; {log_in} do this" if status in (401, 403) else ""
+        raise WeightsError(f"the Hub does not serve {address}: {_line(error)}{hint}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What goes wrong below the client: the errors of its HTTP library and of the system."""
+    return _client().errors.HfHubHTTPError.__bases__
+
+
+def _line(error: BaseException) -> str:
+    """What went wrong at the root, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
