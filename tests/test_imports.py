@@ -37,7 +37,10 @@ FORBIDDEN = {
 
 
 def room(path: Path) -> str:
+    """Where a file belongs; the commands of a package are no part of it but stand on top."""
     parts = path.relative_to(PACKAGE).parts
+    if path.name == "__main__.py":
+        return "main"
     return parts[0].removesuffix(".py")
 
 

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vadapt.adapters import adapt_from, fold
     from vadapt.adapters import apply as adapt
     from vadapt.models import create
     from vadapt.partition import Adapter, Head, Prompt, merge, split, summary
     from vadapt.weights.adapter_file import load_adapter, save_adapter
+    from vadapt.weights.export import save_hugging_face
+    from vadapt.weights.hub import pull, push
     from vadapt.weights.load import load_weights
+    from vadapt.weights.stablehlo import export_features, load_exported
 
 # Imported on first use, so that `import vadapt` costs nothing.
 _PLACES = {
@@ -25,11 +29,18 @@ _PLACES = {
     "Head": "vadapt.partition",
     "Prompt": "vadapt.partition",
     "adapt": "vadapt.adapters:apply",
+    "adapt_from": "vadapt.adapters",
     "create": "vadapt.models",
+    "export_features": "vadapt.weights.stablehlo",
+    "fold": "vadapt.adapters",
     "load_adapter": "vadapt.weights.adapter_file",
+    "load_exported": "vadapt.weights.stablehlo",
     "load_weights": "vadapt.weights.load",
     "merge": "vadapt.partition",
+    "pull": "vadapt.weights.hub",
+    "push": "vadapt.weights.hub",
     "save_adapter": "vadapt.weights.adapter_file",
+    "save_hugging_face": "vadapt.weights.export",
     "split": "vadapt.partition",
     "summary": "vadapt.partition",
 }
@@ -39,11 +50,18 @@ __all__ = [
     "Prompt",
     "__version__",
     "adapt",
+    "adapt_from",
     "create",
+    "export_features",
+    "fold",
     "load_adapter",
+    "load_exported",
     "load_weights",
     "merge",
+    "pull",
+    "push",
     "save_adapter",
+    "save_hugging_face",
     "split",
     "summary",
 ]

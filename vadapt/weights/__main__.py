@@ -1,0 +1,257 @@
+"""Weight files at the command line: look at them, export, fold adapters in, share them.
+
+python -m vadapt.weights inspect runs/demo/adapter.safetensors
+python -m vadapt.weights COMMAND --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vadapt.command_line import print_error
+from vadapt.errors import ConfigError, VadaptError, WeightsError
+
+_EXAMPLE = "python -m vadapt.weights "
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 if it went well, 1 if not (argparse ends with 2 what it cannot read)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except VadaptError as error:
+        print_error(error)
+        return 1
+    except OSError as error:
+        print_error(WeightsError(str(error)))
+        return 1
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Prints what a weight file says of itself, and what it holds, group by group."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from vadapt.partition import human_bytes
+    from vadapt.weights.hub import local_path
+
+    path = local_path(arguments.file)
+    arrays, header = _read(path)
+    console = Console()
+    if header:
+        table = Table("header", "", box=None)
+        for name, text in header.items():
+            table.add_row(escape(name), escape(text))
+        console.print(table, "")
+    table = Table("group", "leaves", "numbers", "bytes", "dtypes", box=None)
+    groups: dict[str, list[Any]] = {}
+    for name, array in sorted(arrays.items()):
+        groups.setdefault(_group(name, arguments.depth), []).append(array)
+    for name, members in [*groups.items(), ("in all", list(arrays.values()))]:
+        dtypes = Counter(str(array.dtype) for array in members)
+        table.add_row(
+            escape(name),
+            f"{len(members):,}",
+            f"{sum(array.size for array in members):,}",
+            human_bytes(sum(array.nbytes for array in members)),
+            ", ".join(sorted(dtypes)),
+        )
+    console.print(table)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes a backbone, with an adapter if one is given, for others to run."""
+    from vadapt import adapters, models
+    from vadapt.weights.export import family_of, save_hugging_face
+    from vadapt.weights.stablehlo import export_features, load_exported
+
+    if arguments.format == "huggingface":
+        family = family_of(arguments.backbone)
+        model = adapters.fold(_build(arguments)[0], strict=True)
+        print(save_hugging_face(model, arguments.out, family))
+        return
+    model, info = _build(arguments)
+    known = info and info.statistics
+    export_features(
+        model,
+        arguments.out,
+        image_size=tuple(side * model.patch_size for side in model.grid),
+        statistics=known or models.statistics(arguments.backbone),
+        layers=arguments.layers[0] if len(arguments.layers) == 1 else arguments.layers,
+        as_grid=arguments.as_grid,
+        input_size=arguments.input_size and _size(arguments.input_size),
+        dtype=arguments.dtype,
+        name=arguments.backbone,
+    )
+    print(load_exported(arguments.out))
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """Folds an adapter into its backbone's weights and writes those."""
+    from vadapt import adapters
+    from vadapt.weights.adapter_file import save_model
+    from vadapt.weights.export import family_of, save_hugging_face
+
+    out = Path(arguments.out)
+    family = None if out.suffix else family_of(arguments.backbone)
+    model = adapters.fold(_build(arguments)[0], strict=True)
+    if family is None:
+        save_model(out, model)
+    else:
+        save_hugging_face(model, out, family)
+    print(out)
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """Puts an adapter file on the Hugging Face Hub."""
+    from vadapt.weights import hub
+
+    print(
+        hub.push(
+            arguments.file,
+            arguments.repository,
+            private=arguments.private,
+            message=arguments.message,
+        )
+    )
+
+
+def pull(arguments: argparse.Namespace) -> None:
+    """Fetches an adapter file from the Hugging Face Hub."""
+    from vadapt.weights import hub
+
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(shutil.copyfile(hub.pull(arguments.source), out))
+
+
+def _build(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The backbone with its weights, adapted if a file says how; and what that file says."""
+    from vadapt import adapters, models
+    from vadapt.weights.adapter_file import read_info
+    from vadapt.weights.hub import local_adapter, local_path
+    from vadapt.weights.load import load_weights
+
+    options = {"image_size": _size(arguments.image_size)} if arguments.image_size else {}
+    try:
+        options |= json.loads(arguments.options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--options={arguments.options}: expected JSON, {error}") from error
+    info = read_info(local_adapter(arguments.adapter)) if arguments.adapter else None
+    model = models.create(arguments.backbone, **options)
+    weights = arguments.weights
+    load_weights(
+        model,
+        local_path(weights) if weights.startswith("hf:") else weights,
+        allow_unexpected=tuple(arguments.allow_unexpected),
+    )
+    return (model if info is None else adapters.adapt_from(model, info)), info
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Arrays and header of a weight file; the header of `.safetensors` only."""
+    from vadapt.weights.files import read_arrays, read_header
+
+    try:
+        arrays = read_arrays(path)
+        return arrays, read_header(path) if path.suffix == ".safetensors" else {}
+    except VadaptError:
+        raise
+    except Exception as error:  # each format's reader raises errors of its own
+        raise WeightsError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _group(name: str, depth: int) -> str:
+    """The first parts of a name, without the numbers of blocks."""
+    parts = [part for part in name.replace("/", ".").split(".") if not part.isdigit()]
+    return "/".join(parts[:depth])
+
+
+def _size(sides: Sequence[int]) -> tuple[int, int]:
+    if len(sides) > 2:
+        raise ConfigError(f"a size is a side or height and width, got {sides}")
+    return sides[0], sides[-1]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vadapt.weights", description="Weight files: inspect, export, merge, share."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], None], example: str) -> Any:
+        text = str(run.__doc__)
+        added = commands.add_parser(
+            run.__name__,
+            help=text,
+            description=text,
+            epilog="for example: " + _EXAMPLE + example,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    one = command(inspect, "inspect runs/demo/adapter.safetensors --depth=3")
+    one.add_argument("file", help="a weight file, or hf:org/name")
+    one.add_argument("--depth", type=int, default=2, help="parts of a name that make a group")
+
+    one = command(
+        export,
+        "export --backbone=dinov2_small --weights=hf:facebook/dinov2-small "
+        "--format=stablehlo --out=features.bin",
+    )
+    _add_model(one)
+    one.add_argument("--adapter", help="file of save_adapter, or hf:org/name")
+    one.add_argument("--format", choices=("stablehlo", "huggingface"), required=True)
+    one.add_argument("--out", required=True, help="a file; of huggingface a folder")
+    stablehlo = one.add_argument_group("of stablehlo")
+    stablehlo.add_argument("--layers", type=int, nargs="+", default=[-1], help="whose features")
+    stablehlo.add_argument("--as-grid", action="store_true", help="maps of patches, not tokens")
+    stablehlo.add_argument(
+        "--input-size", type=int, nargs="+", metavar="SIDE", help="of images that it resizes"
+    )
+    stablehlo.add_argument("--dtype", help="of the weights, such as bfloat16")
+
+    one = command(
+        merge,
+        "merge --backbone=dinov2_small --weights=hf:facebook/dinov2-small "
+        "--adapter=adapter.safetensors --out=merged/",
+    )
+    _add_model(one)
+    one.add_argument("--adapter", required=True, help="file of save_adapter, or hf:org/name")
+    one.add_argument(
+        "--out", required=True, help="a .safetensors file, or a folder for transformers"
+    )
+
+    one = command(push, "push runs/demo/adapter.safetensors org/name --private")
+    one.add_argument("file", help="an adapter file")
+    one.add_argument("repository", help="org/name")
+    one.add_argument("--private", action="store_true", help="of a repository that is made")
+    one.add_argument("--message", help="of the commit")
+
+    one = command(pull, "pull hf:org/name --out=adapter.safetensors")
+    one.add_argument("source", help="hf:org/name[@revision][/file]")
+    one.add_argument("--out", required=True, help="where to copy it")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", required=True, help="a name for vadapt.create")
+    parser.add_argument("--weights", required=True, help="file, shipped asset, or hf:org/name")
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="SIDE", help="of the model")
+    parser.add_argument("--options", default="{}", metavar="JSON", help="other fields of the model")
+    parser.add_argument(
+        "--allow-unexpected", nargs="*", default=[], metavar="PATTERN", help="of the file's names"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
