@@ -35,7 +35,9 @@ def test_unknown_names_are_given_back():
 
 def test_files_keep_their_header_and_can_be_read_by_others(tmp_path):
     path = tmp_path / "deep" / "file.safetensors"
-    write_arrays(path, {"a": np.arange(6.0).reshape(2, 3).T}, {"who": "me"})
+    arrays = {"a": np.arange(6.0).reshape(2, 3).T, "one": np.asarray(2.0)}
+    write_arrays(path, arrays, {"who": "me"})
+    assert read_arrays(path)["one"].shape == ()
     np.testing.assert_array_equal(read_arrays(path)["a"], np.arange(6.0).reshape(2, 3).T)
     assert read_header(path) == {"who": "me"}
     assert path.stat().st_mode & 0o044

@@ -101,7 +101,8 @@ def write_arrays(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not `ascontiguousarray`, which makes a vector of a single number.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     # Not `save_file`, which lets nobody but the owner read the file.
     partial.write_bytes(save(contiguous, metadata=dict(header or {})))
     partial.replace(path)
