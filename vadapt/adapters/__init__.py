@@ -14,7 +14,7 @@ from vadapt.partition import Adapter, Prompt, flatten, split
 from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.hub import local_adapter
 
-METHODS = ("lora", "patchwise_scale")
+METHODS = ("lora", "patchwise_scale", "rein")
 
 
 def apply(model: Any, method: str, **options: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.layers import Branch, LayerNorm, OptionalKey, dropout, split_key
+from vadapt.backbones.layers import Branch, LayerNorm, OptionalKey, dropout, split_key, uniform
 from vadapt.errors import ConfigError, nearest
 from vadapt.partition import Adapter, Constant, mark
 
@@ -37,11 +37,7 @@ class Bottleneck(nnx.Module):
     ):
         if norm not in NORMS:
             raise ConfigError(f"unknown adapter norm {norm!r}; {nearest(norm, NORMS)}")
-        limit = width**-0.5  # Kaiming-uniform with a = sqrt(5)
-
-        def down_init(key, shape, dtype=jnp.float32, **_):
-            return jax.random.uniform(key, shape, dtype, -limit, limit)
-
+        down_init = uniform(width**-0.5)  # Kaiming-uniform with a = sqrt(5)
         self.dropout = dropout
         self.unused_norm = norm == "out"
         # 1e-5 here and 1e-6 in the trunk, as in the released code.

@@ -51,6 +51,15 @@ def gelu_quick(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def uniform(limit: float) -> Callable[..., Array]:
+    """An initialiser: every number uniform in (-limit, limit)."""
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
 def xavier_linear(
     inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
@@ -71,6 +80,8 @@ class LayerNorm(nnx.Module):
     default, is off by 6e-3 on inputs of mean 100.
     """
 
+    axes: tuple[int, ...] = (-1,)
+
     def __init__(self, width: int, *, epsilon: float):
         self.width = width
         self.epsilon = epsilon
@@ -79,8 +90,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
-        variance = y.var(axis=-1, keepdims=True)
-        y = jax.nn.standardize(y, variance=variance, epsilon=self.epsilon)
+        variance = y.var(axis=self.axes, keepdims=True)
+        y = jax.nn.standardize(y, axis=self.axes, variance=variance, epsilon=self.epsilon)
         scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
         return y.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The plain vision transformer, written as if nobody would ever adapt it."""
+"""The plain vision transformer, with one place for a method to put something around its blocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -22,6 +21,7 @@ from vadapt.backbones.layers import (
     block_numbers,
     gelu_exact,
     split_key,
+    uniform,
 )
 from vadapt.backbones.positions import Rotation, resize_table, rotary_angles, sincos_table
 from vadapt.errors import ConfigError, ShapeError, nearest
@@ -71,8 +71,8 @@ class PatchEmbed(nnx.Module):
             strides=(patch_size, patch_size),
             padding="VALID",
             use_bias=use_bias,
-            kernel_init=_uniform(limit),
-            bias_init=_uniform(bias_limit),
+            kernel_init=uniform(limit),
+            bias_init=uniform(bias_limit),
             rngs=rngs,
         )
 
@@ -120,6 +120,9 @@ class ViT(nnx.Module):
     >>> model.features(jax.numpy.zeros((1, 16, 24, 3)), as_grid=True).shape
     (1, 4, 6, 8)
     """
+
+    # What a method puts around the blocks: a module whose `around(blocks)` gives those to call.
+    adapter: Any = None
 
     def __init__(
         self,
@@ -284,6 +287,10 @@ class ViT(nnx.Module):
         if self.registers is not None:
             yield self.registers[...].astype(table.dtype)[None]
 
+    def layers(self) -> Sequence[Any]:
+        """The blocks as they are called, with what a method has put around them."""
+        return self.blocks if self.adapter is None else self.adapter.around(self.blocks)
+
     def __call__(
         self,
         images: Float[Array, "b h w c"],
@@ -299,7 +306,7 @@ class ViT(nnx.Module):
             key: given in training only; dropout and drop path then act.
         """
         x, context = self.embed(images, keep_ids), self.context(images, keep_ids)
-        for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
+        for block, block_key in zip(self.layers(), split_key(key, len(self.blocks)), strict=True):
             x = remat.call(block, x, block_key, *context)
         return x if self.norm is None else self.norm(x)
 
@@ -308,11 +315,12 @@ class ViT(nnx.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n n"]]:
         """Tokens as a call gives them, and the last block's attention, averaged over its heads."""
         x, context = self.embed(images), self.context(images)
-        *before, last = self.blocks
+        *before, last = self.layers()
         for block in before:
             x = block(x, None, *context)
-        attend: Any = last.attn.inner
-        attention = attend.weights(last.attn.norm(x), *context).mean(axis=1)
+        branch = self.blocks[-1].attn
+        attend: Any = branch.inner
+        attention = attend.weights(branch.norm(x), *context).mean(axis=1)
         x = last(x, None, *context)
         return (x if self.norm is None else self.norm(x)), attention
 
@@ -339,8 +347,8 @@ class ViT(nnx.Module):
         wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
         x, context = self.embed(images), self.context(images)
-        for i in range(max(wanted) + 1):
-            x = remat.call(self.blocks[i], x, None, *context)
+        for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
+            x = remat.call(block, x, None, *context)
             if i in wanted:
                 outputs[i] = self.norm(x) if norm and self.norm is not None else x
         if as_grid:
@@ -354,13 +362,6 @@ class ViT(nnx.Module):
 
 def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
-
-
-def _uniform(limit: float) -> Any:
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
 
 
 def vit(variant: str, **options: Any) -> ViT:

@@ -13,13 +13,14 @@ from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
 from vadapt.weights.dinov3 import DINOV3_HF, DINOV3_HF_GATED
 from vadapt.weights.eva02 import EVA02
 from vadapt.weights.mae import MAE
+from vadapt.weights.rein import REIN, with_rein
 from vadapt.weights.resnet import RESNET, RESNET_HF, RESNET_V1C, RESNET_V1C_TIMM
 from vadapt.weights.sam import SAM, SAM_HF
 from vadapt.weights.siglip import SIGLIP_HF
 from vadapt.weights.tables import Table
 from vadapt.weights.vit import VIT_HF
 
-FAMILIES: tuple[Table, ...] = (
+_BACKBONES: tuple[Table, ...] = (
     *(MAE, VIT_HF),
     *(CLIP, CLIP_TOWER, CLIP_HF, SLIP, SIGLIP_HF),
     *(DINOV2, DINOV2_HF, DINOV3_HF, DINOV3_HF_GATED),
@@ -28,6 +29,7 @@ FAMILIES: tuple[Table, ...] = (
     *(RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF),
     *(CONVNEXT, CONVNEXT_MM, CONVNEXT_TIMM, CONVNEXT_HF),
 )
+FAMILIES: tuple[Table, ...] = (REIN, *map(with_rein, _BACKBONES))
 # What trainers of several processes, and of whole systems, put before every name.
 PREFIXES = ("module.", "backbone.")
 

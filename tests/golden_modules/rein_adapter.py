@@ -1,0 +1,111 @@
+"""Golden cases of Rein: the module alone, in backbones, and the necks that train with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from tests.golden_modules.rein_backbones import build_clip, build_dinov2, nchw
+from vadapt.adapters import rein
+from vadapt.necks.learned import Deconvolutions, MultiLevelNeck
+from vadapt.necks.pyramid import pyramid
+
+
+class Parts(nnx.Module):
+    """A model of a backbone and a neck, either of which may be None."""
+
+    def __init__(self, backbone: Any, neck: Any):
+        self.backbone, self.neck = backbone, neck
+
+
+class Grafted(nnx.Module):
+    """A backbone of which Rein is all there is."""
+
+    def __init__(self, adapter: rein.Rein):
+        self.adapter = adapter
+
+
+def rein_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of `rein.apply` from the original's settings."""
+    return {
+        "num_tokens": config["token_length"],
+        "rank": config.get("lora_dim"),
+        "query_width": config["query_dims"] if config["link_token_to_query"] else None,
+        "softmax": config.get("use_softmax", True),
+        "start": "zero" if config.get("zero_mlp_delta_f", False) else "released",
+        "scale": config.get("scale_init", 0.001),
+        "patch_size": config["patch_size"],
+    }
+
+
+def reins(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    """Every layer's features pass through its Rein; blocks that do nothing stand before."""
+    layers = range(config["num_layers"])
+    adapter = rein.Rein(
+        layers,
+        config["embed_dims"],
+        num_extra=int(config["has_cls_token"]),
+        **rein_options(config),
+        rngs=nnx.Rngs(0),
+    )
+    named = {f"reins.{name}": value for name, value in params.items()}
+    adapter = imported(Grafted(adapter), named).adapter
+    feats = inputs["feats"] if config["batch_first"] else jnp.swapaxes(inputs["feats"], 1, 2)
+    blocks = adapter.around([lambda x: x for _ in layers])
+    refined = jnp.stack([block(x) for block, x in zip(blocks, feats, strict=True)])
+    outputs = {"feats": refined if config["batch_first"] else jnp.swapaxes(refined, 1, 2)}
+    return {**outputs, "query": adapter.queries()} if adapter.transform is not None else outputs
+
+
+def dinov2(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    model = rein.apply(build_dinov2(config), **rein_options(config["reins_config"]))
+    model = imported(model, params)
+    taps = sorted(config["out_indices"])
+    maps = model.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
+    feats = {f"feat{i}": nchw(x) for i, x in enumerate(pyramid(maps))}
+    return {**feats, "query": rein.queries(model)}
+
+
+def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    trunk = build_clip(config).backbone
+    model = Parts(
+        rein.apply(trunk, **rein_options(config["reins_config"])),
+        Deconvolutions(config["width"], rngs=nnx.Rngs(0)),
+    )
+    trained = ("reins.", "fpn")
+    model = imported(
+        model,
+        {
+            name if name.startswith(trained) else f"visual.{name}": value
+            for name, value in params.items()
+        },
+    )
+    taps = sorted(config["out_indices"])
+    maps = model.backbone.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
+    feats = {f"feat{i}": nchw(x) for i, x in enumerate(model.neck(maps))}
+    return {**feats, "query": rein.queries(model.backbone)}
+
+
+def multi_level_neck(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    neck = MultiLevelNeck(
+        config["in_channels"],
+        config["out_channels"],
+        factors=config["scales"],
+        rngs=nnx.Rngs(0),
+    )
+    named = {f"neck.{name}": value for name, value in params.items()}
+    model = imported(Parts(None, neck), named)
+    maps = model.neck([nhwc(inputs[f"feat{i}"]) for i in range(len(inputs))])
+    return {f"out{i}": nchw(x) for i, x in enumerate(maps)}
+
+
+MODULES = {
+    "Reins": reins,
+    "LoRAReins": reins,
+    "ReinsDinoVisionTransformer": dinov2,
+    "ReinsCLIPVisionTransformer": clip,
+    "MultiLevelNeck": multi_level_neck,
+}

@@ -1,0 +1,73 @@
+"""Names of Rein's checkpoints, which hold what was trained and no trunk.
+
+The trunk comes from its own file. Without it a load fails, unless `allow_missing` names the trunk.
+
+Paths are those of `vadapt.adapters.rein` in a backbone and of `vadapt.necks.learned` beside it.
+"""
+
+from __future__ import annotations
+
+from vadapt.weights.tables import Rule, Table, linear, norm
+
+_TRUNK = r"(?:backbone\.|)"
+
+
+def _rein_rules(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        Rule(source + "scale", target + "scale"),
+        Rule(source + "learnable_tokens", target + "tokens"),
+        Rule(source + "learnable_tokens_a", target + "tokens_a"),
+        Rule(source + "learnable_tokens_b", target + "tokens_b"),
+        *linear(source + "mlp_token2feat", target + "token_to_feature"),
+        *linear(source + "mlp_delta_f", target + "delta"),
+        *linear(source + "transform", target + "transform"),
+        *linear(source + "merge", target + "merge"),
+    )
+
+
+def _conv(source: str, target: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(source + r"\.weight", target + "/kernel", "conv"),
+        Rule(source + r"\.bias", target + "/bias"),
+    )
+
+
+def _pyramid_rules() -> tuple[Rule, ...]:
+    """Of `Deconvolutions`; its first map is that of the finest stride."""
+    fpn = _TRUNK + "fpn"
+    return (
+        *norm(fpn + r"1\.0", "neck/norms/0"),
+        *_conv(fpn + r"1\.1", "neck/quadruple/0"),
+        *norm(fpn + r"1\.2", "neck/between"),
+        Rule(fpn + r"1\.2\.running_mean", "neck/between/mean"),
+        Rule(fpn + r"1\.2\.running_var", "neck/between/var"),
+        *_conv(fpn + r"1\.4", "neck/quadruple/1"),
+        *norm(fpn + r"2\.0", "neck/norms/1"),
+        *_conv(fpn + r"2\.1", "neck/double"),
+        *norm(fpn + r"3", "neck/norms/2"),
+        *norm(fpn + r"4\.0", "neck/norms/3"),
+    )
+
+
+REIN = Table(
+    family="rein",
+    backbone=(
+        *_rein_rules(_TRUNK + r"reins\.", "adapter/"),
+        *_rein_rules(_TRUNK + r"reins\.(\d+)\.", r"adapter/\1/"),  # one a stage
+    ),
+    head=(
+        *_pyramid_rules(),
+        *_conv(r"neck\.lateral_convs\.(\d+)\.conv", r"neck/laterals/\1"),
+        *_conv(r"neck\.convs\.(\d+)\.conv", r"neck/outputs/\1"),
+    ),
+    unused=_TRUNK + r"fpn1\.2\.num_batches_tracked",
+)
+
+
+def with_rein(table: Table) -> Table:
+    """A family's table for files that hold its trunk and Rein together."""
+    return table._replace(
+        backbone=table.backbone + REIN.backbone,
+        head=table.head + REIN.head,
+        unused="|".join(filter(None, (table.unused, REIN.unused))),
+    )
