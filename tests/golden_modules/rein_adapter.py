@@ -8,8 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
-from tests.golden_modules.rein_backbones import build_clip, build_dinov2, nchw
+from tests.golden_modules.rein_backbones import (
+    build_clip,
+    build_convnext,
+    build_dinov2,
+    build_eva02,
+    build_resnet,
+    build_sam,
+    nchw,
+)
 from vadapt.adapters import rein
+from vadapt.backbones.staged import Staged
 from vadapt.necks.learned import Deconvolutions, MultiLevelNeck
 from vadapt.necks.pyramid import pyramid
 
@@ -60,13 +69,42 @@ def reins(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return {**outputs, "query": adapter.queries()} if adapter.transform is not None else outputs
 
 
+def adapted(
+    trunk: Any,
+    config: dict[str, Any],
+    params: Arrays,
+    inputs: Arrays,
+    **options: Any,
+) -> Arrays:
+    """Maps and queries of a trunk with Rein; stages give maps of four sizes themselves."""
+    adapter = rein_options(config["reins_config"])
+    model = imported(rein.apply(trunk, **adapter, **options), params)
+    taps, staged = sorted(config["out_indices"]), isinstance(trunk, Staged)
+    maps = model.features(nhwc(inputs["image"]), taps, as_grid=True, norm=staged)
+    maps = {f"feat{i}": nchw(x) for i, x in enumerate(maps if staged else pyramid(maps))}
+    linked = adapter["query_width"] is not None
+    return {**maps, "query": rein.queries(model)} if linked else maps
+
+
 def dinov2(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    model = rein.apply(build_dinov2(config), **rein_options(config["reins_config"]))
-    model = imported(model, params)
-    taps = sorted(config["out_indices"])
-    maps = model.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
-    feats = {f"feat{i}": nchw(x) for i, x in enumerate(pyramid(maps))}
-    return {**feats, "query": rein.queries(model)}
+    return adapted(build_dinov2(config), config, params, inputs)
+
+
+def eva02(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    return adapted(build_eva02(config), config, params, inputs)
+
+
+def sam(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    layers = config["global_attn_indexes"]
+    return adapted(build_sam(config), config, params, inputs, layers=layers)
+
+
+def convnext(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    return adapted(build_convnext(config), config, params, inputs)
+
+
+def resnet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    return adapted(build_resnet(config), config, params, inputs)
 
 
 def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
@@ -75,14 +113,7 @@ def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
         rein.apply(trunk, **rein_options(config["reins_config"])),
         Deconvolutions(config["width"], rngs=nnx.Rngs(0)),
     )
-    trained = ("reins.", "fpn")
-    model = imported(
-        model,
-        {
-            name if name.startswith(trained) else f"visual.{name}": value
-            for name, value in params.items()
-        },
-    )
+    model = imported(model, params)
     taps = sorted(config["out_indices"])
     maps = model.backbone.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
     feats = {f"feat{i}": nchw(x) for i, x in enumerate(model.neck(maps))}
@@ -107,5 +138,9 @@ MODULES = {
     "LoRAReins": reins,
     "ReinsDinoVisionTransformer": dinov2,
     "ReinsCLIPVisionTransformer": clip,
+    "ReinsEVA2": eva02,
+    "ReinsSAMViT": sam,
+    "ReinsConvNeXt": convnext,
+    "ReinsResNetV1c": resnet,
     "MultiLevelNeck": multi_level_neck,
 }

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.families import CLIP, DINOV2
 from vadapt.backbones.layers import swiglu_hidden
 from vadapt.backbones.positions import resize_table
+from vadapt.backbones.resnet import ResNet
+from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
 from vadapt.necks.pyramid import pyramid
@@ -74,8 +77,7 @@ def build_clip(config: dict[str, Any]) -> Tower:
 
 
 def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    named = {f"visual.{name}": value for name, value in params.items()}
-    tower = imported(build_clip(config), named)
+    tower = imported(build_clip(config), params)
     images = nhwc(inputs["image"])
     taps = sorted(config["out_indices"])
     maps = tower.backbone.features(images, taps, as_grid=True, norm=False)
@@ -85,6 +87,79 @@ def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
         visual = tokens[:, 1:].reshape(*maps[0].shape[:-1], -1)
         outputs |= {"global_embedding": tokens[:, 0], "visual_embedding": nchw(visual)}
     return outputs
+
+
+def build_eva02(config: dict[str, Any]) -> ViT:
+    """The trunk; its rotary tables are computed, whatever the file says of them."""
+    relative = {
+        (True, False): "each",
+        (False, True): "shared",
+        (False, False): None,
+    }[config["use_rel_pos_bias"], config["use_shared_rel_pos_bias"]]
+    return ViT(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        num_heads=config["num_heads"],
+        patch_size=config["patch_size"],
+        image_size=config["img_size"],
+        in_channels=config["in_chans"],
+        mlp_ratio=config["mlp_ratio"],
+        swiglu=config["naiveswiglu"],
+        mlp_norm=config["subln"],
+        positions="learned" if config["use_abs_pos_emb"] else "none",
+        rotary="pairs" if config["rope"] else None,
+        rotary_extent=config["pt_hw_seq_len"] if config["intp_freq"] else None,
+        relative_positions=relative,
+        qkv_bias=config["qkv_bias"],
+        key_bias=False,
+        layer_scale=config["init_values"],
+        norm_epsilon=config["norm_layer"]["eps"],
+        final_norm=False,
+        rngs=nnx.Rngs(0),
+    )
+
+
+def build_sam(config: dict[str, Any]) -> SAMEncoder:
+    """The trunk; the tables of its global blocks have 4 g - 1 rows for a grid of g."""
+    return SAMEncoder(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        num_heads=config["num_heads"],
+        global_blocks=config["global_attn_indexes"],
+        patch_size=config["patch_size"],
+        image_size=config["img_size"],
+        relative_size=2 * config["img_size"],
+        window=config["window_size"],
+        mlp_ratio=config["mlp_ratio"],
+        qkv_bias=config["qkv_bias"],
+        absolute_positions=config["use_abs_pos"],
+        relative_positions=config["use_rel_pos"],
+        neck=None,
+        rngs=nnx.Rngs(0),
+    )
+
+
+def build_convnext(config: dict[str, Any]) -> ConvNeXt:
+    return ConvNeXt(
+        depths=config["arch"]["depths"],
+        widths=config["arch"]["channels"],
+        layer_scale=config["layer_scale_init_value"],
+        normed=config["out_indices"],
+        rngs=nnx.Rngs(0),
+    )
+
+
+def build_resnet(config: dict[str, Any]) -> ResNet:
+    return ResNet(
+        config["depth"],
+        base_width=config["base_channels"],
+        stem_width=config["stem_channels"],
+        deep_stem=True,
+        strides=config["strides"],
+        dilations=config["dilations"],
+        contract_dilation=config["contract_dilation"],
+        rngs=nnx.Rngs(0),
+    )
 
 
 def interpolate_positions(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:

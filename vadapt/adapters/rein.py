@@ -207,7 +207,7 @@ class Refined(nnx.Module):
         self.block, self.rein, self.number = block, rein, number
         self.tokens, self.values = nnx.Param(tokens), nnx.Param(values)
 
-    def __call__(self, x: Float[Array, "b *n d"], *args: Any) -> Float[Array, "b *n d"]:
+    def __call__(self, x: Float[Array, "b *n c"], *args: Any) -> Float[Array, "b *m d"]:
         x, rein = self.block(x, *args), self.rein
         scale = None if rein.scale is None else rein.scale[...]
         weights = (self.tokens[...], self.values[...], *rein.delta.of(self.number), scale)

@@ -177,6 +177,7 @@ class SAMEncoder(nnx.Module):
 
     num_extra = 0  # tokens before the patches
     num_table_extra = 0
+    adapter: Any = None  # what a method puts around the blocks, see `layers`
 
     def __init__(
         self,
@@ -234,6 +235,10 @@ class SAMEncoder(nnx.Module):
         )
         return x + rearrange(table.astype(x.dtype), "(h w) d -> 1 h w d", h=height)
 
+    def layers(self) -> Sequence[Any]:
+        """The blocks as they are called, with what a method has put around them."""
+        return self.blocks if self.adapter is None else self.adapter.around(self.blocks)
+
     def __call__(
         self, images: Float[Array, "b h w c"], *, key: OptionalKey = None
     ) -> Float[Array, "b gh gw d"]:
@@ -244,7 +249,7 @@ class SAMEncoder(nnx.Module):
             key: given in training only, for what methods add to the blocks.
         """
         x = self.embed(images)
-        for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
+        for block, block_key in zip(self.layers(), split_key(key, len(self.blocks)), strict=True):
             x = remat.call(block, x, block_key)
         return x if self.neck is None else self.neck(x)
 
@@ -270,8 +275,8 @@ class SAMEncoder(nnx.Module):
         wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
         x = self.embed(images)
-        for i in range(max(wanted) + 1):
-            x = self.blocks[i](x)
+        for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
+            x = remat.call(block, x)
             if i in wanted:
                 outputs[i] = x if as_grid else rearrange(x, "b h w d -> b (h w) d")
         return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)

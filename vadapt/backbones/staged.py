@@ -19,12 +19,14 @@ class Staged(nnx.Module):
 
     A kind of it sets the three attributes below and overrides `enter` and, where it has norms for
     maps that leave, `leave`. Blocks are called as block(map, key) and keep the map's shape, but
-    for the first of a stage; a method that adapts one replaces it in `stages`.
+    for the first of a stage; a method that adapts one replaces it in `stages`, or puts something
+    around it (`layers`).
     """
 
     stages: nnx.List[Any]  # an nnx.List of blocks a stage
     widths: tuple[int, ...]  # channels of the stages' maps
     strides: tuple[int, ...]  # pixels of the image a step in the stages' maps
+    adapter: Any = None  # what a method puts around the blocks, one of it a stage
 
     def enter(self, x: Float[Array, "b h w c"], stage: int) -> Float[Array, "b h2 w2 d"]:
         """What a stage's first block takes, of the images (stage 0) or the last stage's map."""
@@ -33,6 +35,11 @@ class Staged(nnx.Module):
     def leave(self, x: Float[Array, "b h w d"], stage: int) -> Float[Array, "b h w d"]:
         """The map of a stage as others see it."""
         return x
+
+    def layers(self, stage: int) -> Sequence[Any]:
+        """A stage's blocks as they are called, with what a method has put around them."""
+        blocks = self.stages[stage]
+        return blocks if self.adapter is None else self.adapter[stage].around(blocks)
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, key: OptionalKey = None
@@ -72,7 +79,7 @@ class Staged(nnx.Module):
         x = images
         for i in range(max(wanted) + 1):
             x = self.enter(x, i)
-            for block in self.stages[i]:
+            for block in self.layers(i):
                 x = remat.call(block, x, next(keys))
             if i in wanted:
                 y = self.leave(x, i) if norm else x

@@ -42,10 +42,12 @@ def inspect(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from vadapt.partition import human_bytes
+    from vadapt.weights.files import read_arrays, read_header
     from vadapt.weights.hub import local_path
 
     path = local_path(arguments.file)
-    arrays, header = _read(path)
+    arrays = read_arrays(path)
+    header = read_header(path) if path.suffix == ".safetensors" else {}
     console = Console()
     if header:
         table = Table("header", "", box=None)
@@ -138,8 +140,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The backbone with its weights, adapted if a file says how; and what that file says."""
     from vadapt import adapters, models
     from vadapt.weights.adapter_file import read_info
-    from vadapt.weights.hub import local_adapter, local_path
-    from vadapt.weights.load import load_weights
+    from vadapt.weights.hub import local_adapter
 
     options = {"image_size": _size(arguments.image_size)} if arguments.image_size else {}
     try:
@@ -147,27 +148,11 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, Any]:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--options={arguments.options}: expected JSON, {error}") from error
     info = read_info(local_adapter(arguments.adapter)) if arguments.adapter else None
-    model = models.create(arguments.backbone, **options)
-    weights = arguments.weights
-    load_weights(
-        model,
-        local_path(weights) if weights.startswith("hf:") else weights,
-        allow_unexpected=tuple(arguments.allow_unexpected),
+    allowed = tuple(arguments.allow_unexpected)
+    model = models.create(
+        arguments.backbone, arguments.weights, allow_unexpected=allowed, **options
     )
     return (model if info is None else adapters.adapt_from(model, info)), info
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arrays and header of a weight file; the header of `.safetensors` only."""
-    from vadapt.weights.files import read_arrays, read_header
-
-    try:
-        arrays = read_arrays(path)
-        return arrays, read_header(path) if path.suffix == ".safetensors" else {}
-    except VadaptError:
-        raise
-    except Exception as error:  # each format's reader raises errors of its own
-        raise WeightsError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _group(name: str, depth: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -41,6 +42,16 @@ class Lazy:
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, make: Callable[[], Any]):
         self.shape, self.dtype, self.make = shape, jnp.dtype(dtype), make
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes."""
+        return self.size * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.make(), dtype)
