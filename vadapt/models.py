@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +17,18 @@ from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import ConfigError, WeightsError, nearest
 from vadapt.partition import Frozen, mark
-from vadapt.weights.load import Report, arrays_of, build_loaded, load_weights
+from vadapt.weights.families import family_of
+from vadapt.weights.load import (
+    Report,
+    arrays_of,
+    build_loaded,
+    load_weights,
+    match_weights,
+    table_size,
+)
+
+# What a file of vadapt's own may hold beside a backbone.
+BESIDE = ("decoder/.*", "head/.*")
 
 
 def create(
@@ -69,6 +83,37 @@ def statistics(name: str) -> Statistics:
     (0.485, 0.456, 0.406)
     """
     return _known(name).statistics
+
+
+def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The named backbone that a file's arrays are of, and options that make it fit to the letter.
+
+    Shapes are looked at, no array is read.
+
+    Returns:
+        A name and options for `create`: an `image_size` where the file's position table is made for
+        another than the name's own.
+
+    Raises:
+        WeightsError: names of no known family, or shapes of no named backbone.
+    """
+    family = family_of(arrays)
+    kinds = {"mae": "vit", "slip": "vit", "vadapt": ""}
+    kind = kinds.get(family, family.split("_")[0])
+    fixed = {"positions": "sincos"}  # which a file may leave out
+    names = [name for name in BACKBONES if name.startswith(kind)]
+    for name, options in itertools.product(names, ({}, fixed)):
+        if options and not name.startswith("vit_"):
+            continue
+        with contextlib.suppress(WeightsError):
+            model = nnx.eval_shape(functools.partial(create, name, **options))
+            _, report = match_weights(model, arrays, allow_unexpected=BESIDE)
+            return name, options | (table_size(model, arrays) if report.resized else {})
+    raise WeightsError(
+        f"these are {family} weights, of no size that has a name here; give the name of a "
+        "backbone and what differs, such as --backbone=vit_base "
+        '--options=\'{"depth": 6, "width": 512, "num_heads": 8}\''
+    )
 
 
 def _known(name: str) -> Backbone:

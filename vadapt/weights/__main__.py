@@ -7,6 +7,7 @@ python -m vadapt.weights COMMAND --help
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
@@ -68,6 +69,28 @@ def inspect(arguments: argparse.Namespace) -> None:
             ", ".join(sorted(dtypes)),
         )
     console.print(table)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Says what a weight file is of, loads it, and sums up its features of a fixed image."""
+    from vadapt import models
+    from vadapt.weights.families import family_of
+    from vadapt.weights.load import arrays_of, build_loaded
+    from vadapt.weights.summary import summary_of_features
+
+    arrays, title = arrays_of(arguments.file)
+    print(f"{title}: {len(arrays)} arrays, {family_of(arrays)} names")
+    name, options = arguments.backbone, _options(arguments)
+    if name is None:
+        name, found = models.recognise(arrays)
+        options = {**found, **options}
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    print(f'model: vadapt.create("{name}"{given})')
+    build = functools.partial(models.create, name, **options)
+    allowed = (*models.BESIDE, *arguments.allow_unexpected)
+    model, report = build_loaded(build, arguments.file, allow_unexpected=allowed)
+    print(report)
+    print(summary_of_features(model, models.statistics(name)))
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -142,17 +165,22 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from vadapt.weights.adapter_file import read_info
     from vadapt.weights.hub import local_adapter
 
-    options = {"image_size": _size(arguments.image_size)} if arguments.image_size else {}
-    try:
-        options |= json.loads(arguments.options)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"--options={arguments.options}: expected JSON, {error}") from error
+    options = _options(arguments)
     info = read_info(local_adapter(arguments.adapter)) if arguments.adapter else None
     allowed = tuple(arguments.allow_unexpected)
     model = models.create(
         arguments.backbone, arguments.weights, allow_unexpected=allowed, **options
     )
     return (model if info is None else adapters.adapt_from(model, info)), info
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say of the model's fields."""
+    options = {"image_size": _size(arguments.image_size)} if arguments.image_size else {}
+    try:
+        return {**options, **json.loads(arguments.options)}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--options={arguments.options}: expected JSON, {error}") from error
 
 
 def _group(name: str, depth: int) -> str:
@@ -187,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
     one = command(inspect, "inspect runs/demo/adapter.safetensors --depth=3")
     one.add_argument("file", help="a weight file, or hf:org/name")
     one.add_argument("--depth", type=int, default=2, help="parts of a name that make a group")
+
+    one = command(check, "check hf:facebook/dinov2-small")
+    one.add_argument("file", help="a weight file, a folder, a shipped asset, or hf:org/name")
+    one.add_argument("--backbone", help="a name for vadapt.create, if shapes do not tell it")
+    _add_fields(one)
 
     one = command(
         export,
@@ -231,6 +264,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", required=True, help="a name for vadapt.create")
     parser.add_argument("--weights", required=True, help="file, shipped asset, or hf:org/name")
+    _add_fields(parser)
+
+
+def _add_fields(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, nargs="+", metavar="SIDE", help="of the model")
     parser.add_argument("--options", default="{}", metavar="JSON", help="other fields of the model")
     parser.add_argument(

@@ -165,6 +165,12 @@ def match_weights(
     return values, report
 
 
+def table_size(model: Any, arrays: Mapping[str, Any]) -> dict[str, int]:
+    """The `image_size` at which a backbone's position table has as many rows as a file's."""
+    rows = _translate(arrays, model)[1]["pos_embed"].shape[0] - model.num_table_extra
+    return {"image_size": math.isqrt(rows) * model.patch_size}
+
+
 def assign(
     model: nnx.Module, values: Mapping[str, Any], shardings: Mapping[str, Any] | None = None
 ) -> None:
