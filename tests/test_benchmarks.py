@@ -66,3 +66,13 @@ def test_input_pipeline_measures_every_kind_of_file(tmp_path):
         for stream in kind["streams"].values():
             assert stream["all threads"]["images_per_core_second"] > 0
             assert 0 <= stream["waiting"]["median_ms"] <= stream["waiting"]["most_ms"]
+
+
+def test_load_memory_compares_ways_of_loading(tmp_path):
+    out = tmp_path / "memory.md"
+    command = [sys.executable, "-m", "benchmarks.load_memory", "--backbone=dinov2_small"]
+    done = subprocess.run([*command, "--out", out], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in out.read_text().splitlines() if line.startswith("| vadapt")]
+    assert len(rows) == 2
+    assert all(float(share) > 0.9 for *_, share, _ in rows)

@@ -1,8 +1,10 @@
 """Files that torch itself wrote."""
 
 import numpy as np
+import pytest
 
 from tests.weights.test_load import autoencoder, official
+from vadapt.errors import WeightsError
 from vadapt.partition import variables
 from vadapt.weights.load import load_weights
 
@@ -19,3 +21,38 @@ def test_a_torch_checkpoint_loads_through_the_same_path(tmp_path):
     load_weights(twin, arrays)
     for name, value in variables(model).items():
         np.testing.assert_array_equal(value[...], variables(twin)[name][...])
+
+
+class Bomb:
+    def __reduce__(self):
+        return print, ("code in a weight file was run",)
+
+
+def test_code_in_a_torch_file_is_not_run(tmp_path, capsys):
+    import torch
+
+    tensors = {name: torch.from_numpy(array) for name, array in official().items()}
+    torch.save({"model": tensors, "hook": Bomb()}, tmp_path / "mae.pth")
+    with pytest.raises(WeightsError, match="holds more than tensors: code that reading it would"):
+        load_weights(autoencoder(), tmp_path / "mae.pth")
+    assert "was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", [0, 100, -1000])
+def test_a_torch_file_cut_short_is_said_to_be_damaged(tmp_path, left):
+    import torch
+
+    path = tmp_path / "mae.pth"
+    torch.save({name: torch.from_numpy(array) for name, array in official().items()}, path)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(WeightsError, match=r"mae.pth' (is damaged|cannot be read)"):
+        load_weights(autoencoder(), path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_model_is_no_file_of_tensors(tmp_path):
+    import torch
+
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match="TorchScript"):
+        load_weights(autoencoder(), tmp_path / "clip.pt")

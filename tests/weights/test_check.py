@@ -61,7 +61,7 @@ def test_a_size_without_a_name_asks_for_one(tmp_path, capsys):
 
 
 def test_names_of_no_family_are_said():
-    with pytest.raises(WeightsError, match=r"no family that is known here, such as \['one\.weight'"):
+    with pytest.raises(WeightsError, match=r"no family that is known here, such as .*one"):
         models.recognise({"one.weight": np.ones((2, 2))})
 
 

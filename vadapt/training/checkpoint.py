@@ -17,7 +17,8 @@ import numpy as np
 
 from vadapt.errors import ConfigError, VadaptError, WeightsError, nearest
 from vadapt.training.storage import cannot_write
-from vadapt.training.stored_tree import as_dict, find_damage, one_line, read_tree
+from vadapt.training.stored_tree import as_dict, read_tree
+from vadapt.weights.orbax_files import find_damage, one_line
 
 # orbax is imported inside the functions: it costs 0.2 s, which `import vadapt` should not pay.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from typing import Any
 
 import jax
@@ -51,41 +49,6 @@ def read_tree(path: Any, abstract: Any, title: str) -> Any:
         handler.close()
     leaves = [_as_wanted(values.get(key), leaf) for key, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-
-
-def find_damage(path: Any) -> str | None:
-    """Reads a stored tree once, ahead of orbax, and says in one line what cannot be read.
-
-    orbax finds the same damage, but then leaves coroutines behind that print pages of traceback.
-    Missing, cut and zeroed files are found; a flipped bit inside an array's data may not be, since
-    the format has checksums for its tables only.
-    """
-    import tensorstore as ts
-
-    try:
-        tables = [path / "_METADATA", path / "_sharding", *path.glob("array_metadatas/*")]
-        for table in tables:
-            if table.exists():
-                json.loads(table.read_text())
-        if not (path / "manifest.ocdbt").exists():
-            return "manifest.ocdbt is missing"
-        name = os.fspath(path)
-        base = f"{name}/" if "://" in name else {"driver": "file", "path": f"{name}/"}
-        spec = {"driver": "ocdbt", "base": base}
-        for key in ts.KvStore.open(spec).result().list().result():
-            folder, _, file = key.decode().rpartition("/")
-            if file == ".zarray":
-                array = {"driver": "zarr", "kvstore": {**spec, "path": f"{folder}/"}}
-                ts.open({**array, "fill_missing_data_reads": False}).result().read().result()
-    except Exception as error:  # tensorstore raises many types
-        return one_line(error)
-    return None
-
-
-def one_line(error: Exception) -> str:
-    """The kind of an error and the start of its message."""
-    text = f"{type(error).__name__}: {error}".split(" [tensorstore_spec")[0]
-    return text.splitlines()[0][:300]
 
 
 def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vadapt.errors import WeightsError
+from vadapt.weights.orbax_files import one_line, read_orbax
 
 # Where training scripts put the weights inside the dictionary that they save.
 WRAPPERS = ("model", "state_dict", "module")
@@ -119,10 +120,10 @@ def write_arrays(
     partial.replace(path)
 
 
-def _damaged(path: Path, reason: str) -> WeightsError:
+def _damaged(path: Path, error: Exception) -> WeightsError:
     return WeightsError(
-        f"{str(path)!r} cannot be read as {path.suffix or 'a checkpoint'} ({reason}); it may be "
-        "cut or something else: fetch it again and compare its size"
+        f"{str(path)!r} cannot be read as {path.suffix} ({one_line(error)}); it may be cut or "
+        "something else: fetch it again and compare its size"
     )
 
 
@@ -132,7 +133,7 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, error) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"no index of weights: {error}") from error
+        raise _damaged(path, error) from error
     arrays: dict[str, Any] = {}
     for file in sorted(set(places.values())):
         arrays |= read_arrays(path.parent / file)
@@ -171,7 +172,7 @@ def _read_numpy(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+        raise _damaged(path, error) from error
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
             "save its state dict as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+        raise _damaged(path, error) from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -216,32 +217,11 @@ def _read_folder(path: Path) -> dict[str, Any]:
     for folder in (path, *reversed(steps)):
         items = [*folder.glob("_METADATA"), *sorted(folder.glob("*/_METADATA"))]
         if items:
-            return _read_orbax(items[0].parent)
+            return read_orbax(items[0].parent)
     raise WeightsError(
         f"the folder {str(path)!r} holds neither {', '.join(NAMES_IN_FOLDER)} nor an orbax "
         "checkpoint"
     )
-
-
-def _read_orbax(path: Path) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
-
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        folder: Any = path  # orbax takes it, and asks for its own
-        tree = handler.metadata(folder).tree
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kinds))
-    except Exception as error:
-        raise _damaged(path, str(error).splitlines()[0][:300]) from error
-    finally:
-        handler.close()
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    names = ("/".join(str(key.key) for key in place) for place, _ in leaves)
-    # A state of flax has its arrays one deeper, as values.
-    return {
-        name.removesuffix("/value"): leaf for name, (_, leaf) in zip(names, leaves, strict=True)
-    }
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
 from vadapt.weights.tables import convert
 
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
+_LARGE = 2**20  # bytes
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -184,7 +187,21 @@ def assign(
         where = getattr(places[path].get_value(), "sharding", None)
         where = where if shardings is None else shardings[path]
         value = np.asarray(value) if isinstance(value, Lazy) else value
-        places[path].set_value(jax.device_put(value, where))
+        # The memory of the old value is for the next ones.
+        places[path].set_value(None)
+        places[path].set_value(jax.block_until_ready(jax.device_put(value, where)))
+        if value.nbytes >= _LARGE:
+            _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Gives what was freed back to the system.
+
+    glibc keeps arrays of a few MiB for the thread that they came from, and not for this one: a
+    process that replaced its weights would hold them nearly twice.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def with_arrays(model: Any, values: Mapping[str, Any]) -> Any:
