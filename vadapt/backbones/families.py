@@ -122,6 +122,10 @@ BACKBONES: dict[str, Backbone] = {
     "dinov3_small": _vit("small", DINOV3),
     "dinov3_base": _vit("base", DINOV3),
     "dinov3_large": _vit("large", DINOV3),
+    "dinov3_small_plus": _vit("small", {**DINOV3, "swiglu": True, "mlp_hidden": 1536}),
+    "dinov3_huge_plus": _vit(
+        "huge", {**DINOV3, "patch_size": 16, "num_heads": 20, "swiglu": True, "mlp_hidden": 5120}
+    ),
     **{f"sam_{size}": Backbone(functools.partial(sam, size)) for size in SAMS},
     **{f"resnet{depth}": _convolutional(functools.partial(ResNet, depth)) for depth in (50, 101)},
     **{
