@@ -8,7 +8,8 @@ from flax import nnx
 
 from tests.backbones.drawn import drawn
 from vadapt import models, remat
-from vadapt.backbones.resnet import BatchNorm, ResNet
+from vadapt.backbones.convolutions import BatchNorm
+from vadapt.backbones.resnet import ResNet
 from vadapt.errors import ConfigError
 from vadapt.partition import Statistic, count, flatten, merge, split, variables
 

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.backbones.convolutions import ConvNorm
 from vadapt.backbones.layers import OptionalKey
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, nearest
-from vadapt.partition import Statistic
 
 # Blocks a stage; the first two have blocks of two 3x3 convolutions, the others bottlenecks.
 DEPTHS: dict[int, tuple[int, ...]] = {
@@ -26,66 +25,6 @@ DEPTHS: dict[int, tuple[int, ...]] = {
     152: (3, 8, 36, 3),
 }
 EXPANSION = 4  # of a bottleneck
-
-
-class BatchNorm(nnx.BatchNorm):
-    """Batch norm over the last axis, in float32, by the stored statistics.
-
-    With `use_running_average` set to False (an attribute) it takes those of the batch, which is
-    the global one where the batch is sharded, and moves the stored ones a tenth towards them.
-    """
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        super().__init__(
-            width,
-            use_running_average=True,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=jnp.float32,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
-        self.mean, self.var = Statistic(self.mean[...]), Statistic(self.var[...])
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return super().__call__(x).astype(x.dtype)
-
-
-class ConvNorm(nnx.Module):
-    """A convolution without bias, batch norm, and ReLU if asked; odd sizes are rounded up.
-
-    The padding is (kernel - 1) / 2 * dilation on every side.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        activation: bool = True,
-        rngs: nnx.Rngs,
-    ):
-        padding = kernel // 2 * dilation
-        self.activation = activation
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (kernel, kernel),
-            strides=stride,
-            padding=[(padding, padding)] * 2,
-            kernel_dilation=dilation,
-            use_bias=False,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            rngs=rngs,
-        )
-        self.norm = BatchNorm(outputs, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        y = self.norm(self.conv(x))
-        return jax.nn.relu(y) if self.activation else y
 
 
 class ResidualBlock(nnx.Module):
@@ -132,7 +71,8 @@ class ResidualBlock(nnx.Module):
 class ResNet(Staged):
     """A residual network with the stride on the 3x3 convolution (V1.5), and its V1c form.
 
-    Every norm goes by the stored statistics (see `BatchNorm`); `features` has no output norms.
+    Every norm goes by the stored statistics (see `convolutions.BatchNorm`); `features` has no
+    output norms.
 
     Args:
         depth: 18, 34, 50, 101 or 152.

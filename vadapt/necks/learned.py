@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.backbones.convolutions import BatchNorm
 from vadapt.backbones.layers import LayerNorm, gelu_exact, uniform
 from vadapt.necks.pyramid import FACTORS, pyramid
-from vadapt.partition import Head, Statistic, mark
+from vadapt.partition import Head, mark
 
 Map = Float[Array, "b _ _ _"]
 
@@ -19,24 +19,6 @@ class MapNorm(LayerNorm):
     """A norm over all numbers of a map, with a scale and a bias a channel; one group's norm."""
 
     axes = (-3, -2, -1)
-
-
-class FixedBatchNorm(nnx.Module):
-    """Batch norm by the statistics of its file, (0, 1) without one; in float32."""
-
-    def __init__(self, width: int, *, epsilon: float = 1e-5):
-        self.epsilon = epsilon
-        self.scale, self.bias = nnx.Param(jnp.ones((width,))), nnx.Param(jnp.zeros((width,)))
-        self.mean, self.var = Statistic(jnp.zeros((width,))), Statistic(jnp.ones((width,)))
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        rows = (self.mean, self.var, self.scale, self.bias)
-        y = x.astype(jnp.float32)
-        mean, var, scale, bias = (
-            jnp.broadcast_to(row[...].astype(jnp.float32), y.shape) for row in rows
-        )
-        y = (y - mean) / jnp.sqrt(var + self.epsilon) * scale + bias
-        return y.astype(x.dtype)
 
 
 class Deconvolutions(nnx.Module):
@@ -64,7 +46,7 @@ class Deconvolutions(nnx.Module):
         self.norms = nnx.List([MapNorm(width, epsilon=1e-5) for _ in range(4)])
         self.double = double()
         self.quadruple = nnx.List([double(), double()])
-        self.between = FixedBatchNorm(width)  # the two
+        self.between = BatchNorm(width, rngs=rngs)  # the two
         mark(self, Head)
 
     def __call__(self, maps: Sequence[Map]) -> tuple[Map, Map, Map, Map]:

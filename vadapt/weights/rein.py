@@ -7,7 +7,7 @@ Paths are those of `vadapt.adapters.rein` in a backbone and of `vadapt.necks.lea
 
 from __future__ import annotations
 
-from vadapt.weights.tables import Rule, Table, linear, norm
+from vadapt.weights.tables import Rule, Table, batch_norm, conv, linear, norm
 
 _TRUNK = r"(?:backbone\.|)"
 
@@ -25,25 +25,16 @@ def _rein_rules(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def _conv(source: str, target: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(source + r"\.weight", target + "/kernel", "conv"),
-        Rule(source + r"\.bias", target + "/bias"),
-    )
-
-
 def _pyramid_rules() -> tuple[Rule, ...]:
     """Of `Deconvolutions`; its first map is that of the finest stride."""
     fpn = _TRUNK + "fpn"
     return (
         *norm(fpn + r"1\.0", "neck/norms/0"),
-        *_conv(fpn + r"1\.1", "neck/quadruple/0"),
-        *norm(fpn + r"1\.2", "neck/between"),
-        Rule(fpn + r"1\.2\.running_mean", "neck/between/mean"),
-        Rule(fpn + r"1\.2\.running_var", "neck/between/var"),
-        *_conv(fpn + r"1\.4", "neck/quadruple/1"),
+        *conv(fpn + r"1\.1", "neck/quadruple/0"),
+        *batch_norm(fpn + r"1\.2", "neck/between"),
+        *conv(fpn + r"1\.4", "neck/quadruple/1"),
         *norm(fpn + r"2\.0", "neck/norms/1"),
-        *_conv(fpn + r"2\.1", "neck/double"),
+        *conv(fpn + r"2\.1", "neck/double"),
         *norm(fpn + r"3", "neck/norms/2"),
         *norm(fpn + r"4\.0", "neck/norms/3"),
     )
@@ -57,8 +48,8 @@ REIN = Table(
     ),
     head=(
         *_pyramid_rules(),
-        *_conv(r"neck\.lateral_convs\.(\d+)\.conv", r"neck/laterals/\1"),
-        *_conv(r"neck\.convs\.(\d+)\.conv", r"neck/outputs/\1"),
+        *conv(r"neck\.lateral_convs\.(\d+)\.conv", r"neck/laterals/\1"),
+        *conv(r"neck\.convs\.(\d+)\.conv", r"neck/outputs/\1"),
     ),
     unused=_TRUNK + r"fpn1\.2\.num_batches_tracked",
 )

@@ -1,0 +1,70 @@
+"""Layers that convolutional networks and heads share: batch norm, and a convolution with it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vadapt.partition import Statistic
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm over the last axis, in float32, by the stored statistics.
+
+    With `use_running_average` set to False (an attribute) it takes those of the batch, which is
+    the global one where the batch is sharded, and moves the stored ones a tenth towards them.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        super().__init__(
+            width,
+            use_running_average=True,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=jnp.float32,
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+        self.mean, self.var = Statistic(self.mean[...]), Statistic(self.var[...])
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return super().__call__(x).astype(x.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, batch norm, and ReLU if asked; odd sizes are rounded up.
+
+    The padding is (kernel - 1) / 2 * dilation on every side.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        activation: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        padding = kernel // 2 * dilation
+        self.activation = activation
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            strides=stride,
+            padding=[(padding, padding)] * 2,
+            kernel_dilation=dilation,
+            use_bias=False,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        y = self.norm(self.conv(x))
+        return jax.nn.relu(y) if self.activation else y
