@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
@@ -68,6 +69,16 @@ def test_a_whole_model_comes_back_through_load_weights(tmp_path):
     for name, value in variables(model).items():
         # float16 keeps 11 bits
         np.testing.assert_allclose(variables(twin)[name][...], value[...], rtol=5e-4, atol=1e-6)
+
+
+def test_running_statistics_are_in_the_file_of_a_whole_model(tmp_path):
+    model, twin = small_resnet(18), small_resnet(18, seed=1)
+    var = variables(model)["stem/0/norm/var"]
+    var[...] = var[...] * 1e6  # float16 ends at 65504
+    save_model(tmp_path / "model.safetensors", model, "float16")
+    load_weights(twin, tmp_path / "model.safetensors")
+    for name in ("stem/0/norm/var", "stages/3/1/layers/1/norm/mean"):
+        np.testing.assert_array_equal(variables(twin)[name][...], variables(model)[name][...])
 
 
 def test_another_size_of_adapter_is_refused(tmp_path):

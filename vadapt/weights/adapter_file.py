@@ -16,7 +16,7 @@ from flax import nnx
 from vadapt import __version__
 from vadapt.backbones.families import Statistics
 from vadapt.errors import WeightsError
-from vadapt.partition import DEFAULT, Frozen, Trainable, Tree, flatten, split, variables
+from vadapt.partition import DEFAULT, Frozen, Statistic, Trainable, Tree, flatten, split, variables
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
@@ -143,15 +143,16 @@ def read_info(path: str | Path) -> AdapterInfo:
 
 
 def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> None:
-    """Writes every parameter of a model but a teacher's, heads included, for `load_weights`.
+    """Writes all weights of a model but a teacher's, heads included, for `load_weights`.
 
     Args:
-        dtype: to store as; "float16" halves the file and is far finer than training noise.
+        dtype: to store parameters as; "float16" halves the file and is far finer than training
+            noise. Running statistics, of any magnitude, stay as they are.
     """
     arrays = {
-        name: np.asarray(value[...]).astype(dtype)
+        name: np.asarray(value[...], None if isinstance(value, Statistic) else jnp.dtype(dtype))
         for name, value in variables(model).items()
-        if isinstance(value, nnx.Param) and not isinstance(value, Frozen)
+        if isinstance(value, nnx.Param | Statistic) and not isinstance(value, Frozen)
     }
     write_arrays(path, arrays, {"vadapt": __version__})
 
