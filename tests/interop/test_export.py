@@ -1,90 +1,142 @@
-"""Folders that `save_hugging_face` writes, as transformers reads them."""
+"""Folders that `save_hugging_face` writes, as transformers reads them: every family."""
+
+import re
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
-from tests.interop.references import RELATIVE, call, images, relative_error
+from tests.backbones.drawn import drawn
+from tests.backbones.test_sam import small as small_sam
+from tests.interop.references import RELATIVE, call, images, maps, relative_error
+from tests.weights.test_convnext import small as small_convnext
+from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters, models
+from vadapt.backbones.layers import gelu_exact, gelu_quick, gelu_tanh
+from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.staged import Staged
 from vadapt.weights.export import save_hugging_face
 
-KINDS = {
-    "plain": {},
-    "swiglu": {"swiglu": True},
-    "registers": {"num_registers": 4, "position_resize": "cubic_antialias"},
-    "registers and swiglu": {
-        "num_registers": 4,
-        "position_resize": "cubic_antialias",
-        "swiglu": True,
-    },
-    "no bias of qkv": {"qkv_bias": False, "norm_epsilon": 1e-5},
+TOY = {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "image_size": 32}
+REGISTERS = {"num_registers": 3, "position_resize": "cubic_antialias"}
+# transformers samples DINOv2's table at the exact step, its official code does not.
+EXACT = {"position_resize": "cubic"}
+
+
+def vit(name, **options):
+    return lambda: drawn(lambda: models.create(name, **{**TOY, **options}))
+
+
+MODELS = {
+    "vit": vit("vit_base", mlp_hidden=56),
+    "vit without bias": vit("vit_base", qkv_bias=False, activation=gelu_tanh, norm_epsilon=1e-2),
+    "vit_mae": vit("vit_base", positions="sincos"),
+    "vit_mae without bias": vit("vit_base", qkv_bias=False, activation=gelu_quick),
+    "clip": vit("clip_base", mlp_hidden=56),
+    "clip exact": vit("clip_base", activation=gelu_exact, norm_epsilon=1e-2),
+    "siglip": vit("siglip_base", mlp_hidden=56),
+    "siglip quick": vit("siglip_base", activation=gelu_quick, norm_epsilon=1e-2),
+    "dinov2": vit("dinov2_small", **EXACT),
+    "dinov2 gated": vit("dinov2_small", **EXACT, swiglu=True, mlp_hidden=88),
+    "dinov2 with registers": vit("dinov2_small_reg", mlp_ratio=3.0),
+    "dinov2 gated with registers": vit("dinov2_small_reg", swiglu=True, mlp_hidden=88),
+    "dinov2 without bias": vit(
+        "dinov2_small", **EXACT, qkv_bias=False, activation=gelu_quick, norm_epsilon=1e-2
+    ),
+    "dinov3": vit("dinov3_base", mlp_hidden=56),
+    "dinov3 gated": vit("dinov3_base", swiglu=True, mlp_hidden=56, norm_epsilon=1e-2),
+    "dinov3 without": vit(
+        "dinov3_base", num_registers=0, qkv_bias=False, proj_bias=False, mlp_bias=False
+    ),
+    "sam": small_sam,
+    "sam without": lambda: small_sam(
+        absolute_positions=False, relative_positions=False, qkv_bias=False, global_blocks=(0, 1, 2)
+    ),
+    "resnet basic": lambda: small_resnet(18),
+    "resnet bottleneck": lambda: small_resnet(50, stem_width=6),
+    "convnext": small_convnext,
 }
-SIZE = {"width": 32, "depth": 2, "num_heads": 4}
+# What transformers' models have besides, of no effect on features; registers if there are none.
+APART = {
+    "vit": r"pooler\.dense\..*",
+    "dinov2": r"embeddings\.mask_token",
+    "dinov3": r"embeddings\.(mask_token|register_tokens)",
+    "resnet": r".*\.num_batches_tracked",
+}
+# Its own and another; SAM's of transformers takes its own alone.
+SIZES = {"sam": [(20, 20)], "resnet": [(64, 64), (75, 50)], "convnext": [(64, 64), (70, 101)]}
+ANY_SIZE = ("vit", "vit_mae", "clip", "siglip")  # if asked for
 
 
-def random(model, seed=0):
-    """The model with every weight drawn anew."""
-    rng = np.random.default_rng(seed)
-    for _, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.Param):
-            node[...] = jnp.asarray(rng.normal(scale=0.3, size=node.shape), jnp.float32)
-    return model
-
-
-def dinov2(**options):
-    # transformers samples the table at the exact step, the official code of DINOv2 does not.
-    options = {"position_resize": "cubic", **SIZE, "image_size": 70, **options}
-    return random(models.create("dinov2_small", **options))
-
-
-def clip():
-    return random(models.create("clip_base", **SIZE, image_size=32, patch_size=8))
-
-
-def reread(folder):
+def read(folder, family):
+    """The model that transformers makes of a folder; nothing may lack or be too many."""
     import transformers
 
     model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
-    missing = set(report["missing_keys"]) - {"embeddings.mask_token"}
+    apart = APART.get(family, "")
+    missing = [name for name in report["missing_keys"] if not re.fullmatch(apart, name)]
     assert [*missing, *report["unexpected_keys"], *report["mismatched_keys"]] == []
     return model.eval()
 
 
-def run(model, pixels, **options):
+def theirs(model, pixels, family):
+    """Their outputs."""
+    import torch
+
+    options = {"interpolate_pos_encoding": True} if family in ANY_SIZE else {}
+    if family == "vit_mae":  # in order, not shuffled
+        number = pixels.shape[1] * pixels.shape[2] // TOY["patch_size"] ** 2
+        options["noise"] = torch.arange(number)[None].repeat(len(pixels), 1).float()
+    return call(model, pixels, **options)
+
+
+def ours(model, pixels, family):
+    """What they call the last hidden state, which is that before the last norm in two of them."""
+
+    def last(model, pixels):
+        if family in ("clip", "convnext"):
+            return model.features(pixels, norm=False, as_grid=family == "convnext")
+        return model(pixels)
+
+    return run(last, model, pixels)
+
+
+def run(function, model, pixels):
     graph, state = nnx.split(model)
-    return jax.jit(lambda state, x: nnx.merge(graph, state).features(x, **options))(state, pixels)
+    return jax.jit(lambda state, x: function(nnx.merge(graph, state), x))(state, pixels)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_dinov2_computes_the_same(kind, tmp_path):
-    model = dinov2(**KINDS[kind])
-    theirs = reread(save_hugging_face(model, tmp_path, "dinov2"))
-    for size in [(70, 70), (98, 56)]:
-        expected = call(theirs, images(size)).last_hidden_state
-        assert relative_error(run(model, images(size)), expected) < RELATIVE
+@pytest.mark.parametrize("kind", MODELS)
+def test_transformers_computes_the_same(kind, tmp_path):
+    family, model = kind.split()[0], MODELS[kind]()
+    copy = read(save_hugging_face(model, tmp_path, family), family)
+    for size in SIZES.get(family, [(32, 32), (24, 56)]):
+        pixels = images(size)
+        expected = theirs(copy, pixels, family).last_hidden_state
+        if isinstance(model, (SAMEncoder, Staged)):
+            expected = maps(expected)
+        assert relative_error(ours(model, pixels, family), expected) < RELATIVE, size
 
 
-def test_clip_computes_the_same(tmp_path):
-    model = clip()
-    theirs = reread(save_hugging_face(model, tmp_path, "clip"))
-    for size in [(32, 32), (40, 24)]:
-        outputs = call(theirs, images(size), interpolate_pos_encoding=True)
-        assert relative_error(run(model, images(size), norm=False), outputs[0]) < RELATIVE
-        assert relative_error(run(model, images(size))[:, 0], outputs.pooler_output) < RELATIVE
+@pytest.mark.parametrize("family", ["clip", "convnext"])
+def test_the_last_norm_is_that_behind_their_pooling(family, tmp_path):
+    model = MODELS[family]()
+    copy = read(save_hugging_face(model, tmp_path, family), family)
+    pixels = images((64, 64))
+    last = ours(model, pixels, family)
+    pooled = model.norm(last[:, 0]) if family == "clip" else model.norms["3"](last.mean((1, 2)))
+    assert relative_error(pooled, theirs(copy, pixels, family).pooler_output) < RELATIVE
 
 
-@pytest.mark.parametrize("family", ["dinov2", "clip"])
+@pytest.mark.parametrize("family", ["dinov2", "clip", "dinov3"])
 def test_a_folded_adapter_computes_the_same(family, tmp_path):
-    plain = dinov2() if family == "dinov2" else clip()
+    plain = MODELS[family]()
     adapted = adapters.apply(plain, "lora", rank=2, targets=("q", "v", "fc2"))
     for i, block in enumerate(adapted.blocks):
         for layer in (block.attn.inner.qkv, block.mlp.inner.fc2):
             layer.lora.up[...] = jax.random.normal(jax.random.key(i), layer.lora.up.shape)
-    theirs = reread(save_hugging_face(adapters.fold(adapted), tmp_path, family))
-    pixels = images((70, 70) if family == "dinov2" else (32, 32))
-    expected = call(theirs, pixels).last_hidden_state
-    norm = family == "dinov2"
-    assert relative_error(run(adapted, pixels, norm=norm), expected) < RELATIVE
-    assert relative_error(run(plain, pixels, norm=norm), expected) > 1e-2
+    copy = read(save_hugging_face(adapters.fold(adapted), tmp_path, family), family)
+    pixels = images((32, 32))
+    expected = theirs(copy, pixels, family).last_hidden_state
+    assert relative_error(ours(adapted, pixels, family), expected) < RELATIVE
+    assert relative_error(ours(plain, pixels, family), expected) > 1e-2

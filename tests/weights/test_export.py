@@ -2,12 +2,21 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from tests.backbones.test_sam import small as small_sam
+from tests.weights.test_convnext import small as small_convnext
+from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters, models
+from vadapt.backbones.convnext import ConvNeXt
+from vadapt.backbones.resnet import ResNet
+from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.vit import ViT
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
+from vadapt.weights.configs import FAMILIES, TRAITS
 from vadapt.weights.export import family_of, save_hugging_face
 from vadapt.weights.files import read_header
 from vadapt.weights.load import load_weights
@@ -44,15 +53,18 @@ def test_grafted_adapters_are_refused_by_name(tmp_path):
     ("options", "message"),
     [
         ({"layer_scale": None}, "has no layer scale"),
-        (
-            {"patch_bias": False, "final_norm": False},
-            "no final norm; no bias of patches",
-        ),
-        ({"image_size": (28, 42)}, "2x3"),
-        ({"mlp_ratio": 3.5}, r"MLP of 3\.5 times"),
+        ({"patch_bias": False, "final_norm": False}, "no final norm; no bias of patches"),
+        ({"image_size": (28, 42)}, "no square grid"),
+        ({"mlp_ratio": 3.5}, "no MLPs of a whole ratio"),
+        ({"swiglu": True, "mlp_hidden": 80}, "no MLPs of a whole ratio"),
         ({"mlp_bias": False}, "no bias of MLPs"),
-        ({"class_token_twice": True}, "twice"),
+        ({"class_token_twice": True}, "class token twice"),
         ({"positions": "sincos", "class_token": False}, "no class token"),
+        ({"positions": "none", "rotary": "pairs"}, "no table of positions; rotary .* pairs"),
+        ({"relative_positions": "each"}, "has relative positions$"),
+        ({"mlp_norm": True}, "norm inside MLPs"),
+        ({"activation": jax.nn.relu}, "no known activation"),
+        ({"key_bias": False}, "has bias of queries and values alone$"),
     ],
 )
 def test_what_the_family_cannot_say_is_refused(options, message, tmp_path):
@@ -61,9 +73,66 @@ def test_what_the_family_cannot_say_is_refused(options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_families_are_found_by_the_backbones_name(tmp_path):
-    assert (family_of("dinov2_small_reg"), family_of("clip_base")) == ("dinov2", "clip")
-    with pytest.raises(WeightsError, match="'vit_base'; known: clip, dinov2"):
-        family_of("vit_base")
+@pytest.mark.parametrize(
+    ("create", "family", "message"),
+    [
+        (dinov2, "vit", "ViT, which has layer scale$"),
+        (dinov2, "resnet", "not the layers of a ResNet"),
+        (lambda: small_sam(neck=None), "sam", "has no neck$"),
+        (lambda: small_sam(norm_epsilon=1e-5), "sam", "no neck's epsilon of 1e-6"),
+        (lambda: small_sam(relative_size=36), "sam", "has relative positions of another grid$"),
+        (lambda: small_resnet(18, deep_stem=True), "resnet", "has stem of three convolutions$"),
+        (
+            lambda: small_resnet(18, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+            "resnet",
+            "no strides of 4, 8, 16, 32; dilations",
+        ),
+        (lambda: small_convnext(normed=(1,)), "convnext", "no norm .* last.*; norms of other"),
+        (
+            lambda: small_convnext(depths=(1, 1), widths=(4, 6), normed=()),
+            "convnext",
+            "no four stages; no norm of the last stage",
+        ),
+    ],
+)
+def test_other_models_are_refused(create, family, message, tmp_path):
+    with pytest.raises(WeightsError, match=message):
+        save_hugging_face(create(), tmp_path, family)
+    assert not list(tmp_path.iterdir())
+
+
+def test_families_are_of_traits_that_there_are():
+    known = {ViT: dinov2(), SAMEncoder: small_sam(), ResNet: small_resnet(18)}
+    known[ConvNeXt] = small_convnext()
+    for name, family in FAMILIES.items():
+        traits = TRAITS[family.kind](known[family.kind]).keys()
+        assert (family.has | family.may) <= traits, name
+        assert not family.has & family.may, name
+
+
+@pytest.mark.parametrize(
+    ("family", "backbone"),
+    {
+        "vit": "vit_base",
+        "clip": "clip_base",
+        "siglip": "siglip_so400m",
+        "dinov2": "dinov2_small_reg",
+        "dinov3": "dinov3_large",
+        "sam": "sam_huge",
+        "resnet": "resnet50",
+        "convnext": "convnext_tiny",
+    }.items(),
+)
+def test_families_are_found_by_the_backbones_name(family, backbone):
+    assert family_of(backbone) == family
+
+
+@pytest.mark.parametrize("name", ["resnet50_v1c", "eva02_base", "vit", "anything"])
+def test_names_without_a_family_are_refused(name):
+    with pytest.raises(WeightsError, match=f"'{name}'; known: clip, siglip, vit"):
+        family_of(name)
+
+
+def test_a_wrong_family_lists_the_nearest(tmp_path):
     with pytest.raises(WeightsError, match="nearest: 'dinov2'"):
         save_hugging_face(dinov2(), tmp_path, "dino2")
