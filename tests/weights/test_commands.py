@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from tests.weights.fake_hub import serving
+from tests.weights.test_convnext import DEPTHS, WIDTHS
+from tests.weights.test_convnext import small as small_convnext
 from vadapt import adapters, models
 from vadapt.weights import hub
 from vadapt.weights.__main__ import main
 from vadapt.weights.adapter_file import save_adapter, save_model
 from vadapt.weights.export import save_hugging_face
-from vadapt.weights.files import read_arrays
+from vadapt.weights.files import Lazy, read_arrays
 from vadapt.weights.load import load_weights
 from vadapt.weights.stablehlo import load_exported
 
@@ -71,6 +73,15 @@ def test_inspect_shows_header_groups_and_sums(files, capsys):
     assert "float16, float64" in shown
 
 
+def test_inspect_reads_no_numbers(files, capsys, monkeypatch):
+    def read(*_):
+        raise AssertionError("numbers were read")
+
+    monkeypatch.setattr(Lazy, "__array__", read)
+    assert main(["inspect", files["base"]]) == 0
+    assert "in all" in capsys.readouterr().out
+
+
 def test_inspect_refuses_what_is_no_weight_file(files, capsys, tmp_path):
     assert "no weight file at" in refused(capsys, "inspect", files["out"] + ".safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"no")
@@ -112,6 +123,22 @@ def test_export_to_hugging_face(files, tmp_path):
     assert (tmp_path / "out" / "config.json").exists()
 
 
+def test_export_of_stages_asks_for_a_size(files, capsys, tmp_path):
+    save_model(tmp_path / "model.safetensors", small_convnext())
+    toy = json.dumps({"depths": DEPTHS, "widths": WIDTHS})
+    arguments = ["--backbone=convnext_tiny", f"--weights={tmp_path / 'model.safetensors'}"]
+    arguments += [f"--options={toy}", f"--out={files['out']}"]
+    stablehlo = ["export", *arguments, "--format=stablehlo"]
+    assert "convnext_tiny takes any size: say which with --image-size" in refused(
+        capsys, *stablehlo
+    )
+    assert main([*stablehlo, "--image-size", "64", "96", "--as-grid"]) == 0
+    assert "[b, 64, 96, 3] -> features [b, 2, 3, 10]" in capsys.readouterr().out
+    (tmp_path / "out").unlink()
+    assert main(["export", *arguments, "--format=huggingface"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "convnext"
+
+
 def test_there_and_back_through_the_hub(files, capsys, monkeypatch, tmp_path):
     with serving() as server:
         place = {"endpoint": server.url, "token": "secret"}
@@ -135,8 +162,8 @@ def test_wrong_names_and_arguments_end_in_a_few_words(files, capsys):
     lora = f"--adapter={files['lora']}"
     error = refused(capsys, "export", "--backbone=dinov2_smal", weights, "--format=stablehlo", out)
     assert "nearest: 'dinov2_small'" in error
-    error = refused(capsys, "merge", "--backbone=vit_base", weights, out, lora)
-    assert "no transformers family is known for 'vit_base'" in error
+    error = refused(capsys, "merge", "--backbone=eva02_base", weights, out, lora)
+    assert "no transformers family is known for 'eva02_base'" in error
     assert "JSON" in refused(capsys, "merge", *model_of(files, lora, out), "--options={")
     error = refused(capsys, "merge", *model_of(files, lora, out), "--image-size", "1", "2", "3")
     assert "height and width" in error

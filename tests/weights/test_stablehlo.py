@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.backbones.test_sam import small as small_sam
+from tests.weights.test_convnext import small as small_convnext
+from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters, models
 from vadapt.data.transforms import resize
 from vadapt.errors import WeightsError
@@ -31,7 +34,8 @@ def pictures(number, size=(28, 42)):
 
 def direct(model, images, **options):
     mean, std = (np.asarray(row, np.float32) for row in STATISTICS)
-    return model.features(jnp.asarray((images.astype(np.float32) / 255 - mean) / std), **options)
+    pixels = jnp.asarray((images.astype(np.float32) / 255 - mean) / std)
+    return jax.jit(lambda x: model.features(x, **options))(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,27 @@ def test_features_are_the_direct_calls(number, model, file):
     wanted = direct(model, pictures(number), layers=(0, -1), as_grid=True)
     for name, features in zip(("layer_0", "layer_2"), wanted, strict=True):
         assert found[name].shape == (number, 2, 3, 32)
+        np.testing.assert_allclose(found[name], features, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("create", "layers", "names"),
+    [
+        (small_sam, (0, -1), ("layer_0", "layer_2")),
+        (lambda: small_resnet(18), (1, -1), ("layer_1", "layer_3")),
+        (lambda: small_convnext(normed=(0, 3)), (0, -1), ("layer_0", "layer_3")),
+    ],
+    ids=["sam", "resnet", "convnext"],
+)
+def test_features_of_maps_are_the_direct_calls(create, layers, names, tmp_path):
+    model, size = create(), (32, 52)
+    options = {"layers": layers, "as_grid": True}
+    path = tmp_path / "features.bin"
+    export_features(model, path, image_size=size, statistics=STATISTICS, **options)
+    exported = load_exported(path)
+    assert tuple(exported.outputs) == names
+    found, wanted = exported(pictures(3, size)), direct(model, pictures(3, size), **options)
+    for name, features in zip(names, wanted, strict=True):
         np.testing.assert_allclose(found[name], features, rtol=1e-5, atol=1e-5)
 
 

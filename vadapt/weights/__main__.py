@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vadapt.backbones.staged import Staged
 from vadapt.command_line import print_error
 from vadapt.errors import ConfigError, VadaptError, WeightsError
 
@@ -109,7 +110,7 @@ def export(arguments: argparse.Namespace) -> None:
     export_features(
         model,
         arguments.out,
-        image_size=tuple(side * model.patch_size for side in model.grid),
+        image_size=_image_size(model, arguments),
         statistics=known or models.statistics(arguments.backbone),
         layers=arguments.layers[0] if len(arguments.layers) == 1 else arguments.layers,
         as_grid=arguments.as_grid,
@@ -181,6 +182,15 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         return {**options, **json.loads(arguments.options)}
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--options={arguments.options}: expected JSON, {error}") from error
+
+
+def _image_size(model: Any, arguments: argparse.Namespace) -> tuple[int, int]:
+    """The size that the model is for; one of stages is for any."""
+    if not isinstance(model, Staged):
+        return model.grid[0] * model.patch_size, model.grid[1] * model.patch_size
+    if not arguments.image_size:
+        raise ConfigError(f"{arguments.backbone} takes any size: say which with --image-size")
+    return _size(arguments.image_size)
 
 
 def _group(name: str, depth: int) -> str:

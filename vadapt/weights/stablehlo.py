@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt8
 
+from vadapt.backbones.staged import Staged
 from vadapt.backbones.vit import as_pair
 from vadapt.errors import WeightsError
 from vadapt.partition import human_bytes, num_bytes
@@ -80,7 +81,7 @@ def export_features(
         statistics: mean and standard deviation of a channel in 0-1, of the model's training (see
             `vadapt.models.statistics`).
         layers, as_grid: of `features`. One layer gives an array; several give a dictionary with
-            keys such as "layer_5", counted from 0.
+            keys such as "layer_5", counted from 0; stages where a model has them.
         input_size: (height, width) of the images given, if the file is to resize them: bicubic,
             antialiased, back into 0-255.
         dtype: to store weights and compute in, such as "bfloat16"; features are float32 anyway.
@@ -101,6 +102,7 @@ def export_features(
             "holds 2 GB; store them in half (dtype='bfloat16'), or export in Hugging Face's format"
         )
     size = as_pair(image_size)
+    number = len(model.stages if isinstance(model, Staged) else model.blocks)
     numbers = (layers,) if isinstance(layers, int) else tuple(layers)
     mean, std = (jnp.asarray(row, jnp.float32).reshape(1, 1, 1, -1) for row in statistics)
 
@@ -113,7 +115,7 @@ def export_features(
         found = [output.astype(jnp.float32) for output in found]
         if isinstance(layers, int):
             return found[0]
-        return {f"layer_{n % len(model.blocks)}": y for n, y in zip(numbers, found, strict=True)}
+        return {f"layer_{n % number}": y for n, y in zip(numbers, found, strict=True)}
 
     features.__name__ = name
     given = size if input_size is None else as_pair(input_size)
