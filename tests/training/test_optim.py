@@ -1,5 +1,7 @@
 """The optimizer's rules: schedule, decay, layer-wise rates, late starts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from vadapt.training.optim import (
     learning_rate,
     make_optimizer,
     warmup_cosine,
+    warmup_polynomial,
 )
 
 SETTINGS = {
@@ -124,3 +127,28 @@ def test_clipping_bounds_the_gradient(tree):
     plain, _ = run(make(tree, clip_norm=0.0, weight_decay=0.0, epsilon=1.0), tree, 1, 100.0)
     clipped, _ = run(make(tree, clip_norm=0.1, weight_decay=0.0, epsilon=1.0), tree, 1, 100.0)
     assert abs(1 - clipped["decoder/w"]).max() < abs(1 - plain["decoder/w"]).min() / 5
+
+
+def test_the_polynomial_rises_from_its_start_and_ends_with_the_last_step():
+    rate = functools.partial(
+        warmup_polynomial, peak=2.0, end=0.5, warmup=5, total=25, power=1.0, start=0.1
+    )
+    np.testing.assert_allclose(rate(0.0), 0.2)
+    np.testing.assert_allclose([rate(4.0), rate(5.0)], 2.0)
+    np.testing.assert_allclose(rate(24.0), 0.5)
+    steps = rate(jnp.arange(5.0, 25.0))
+    np.testing.assert_allclose(jnp.diff(steps), -1.5 / 19, rtol=1e-5)
+
+
+def test_undecayed_leaves_and_rates_go_by_pattern(tree):
+    changes = {
+        "undecayed": ".*(norm/.*|cls_token)",
+        "rates": ((".*/w", 0.5), (".*", 2.0)),
+    }
+    after, _ = run(make(tree, schedule=lambda step: 1.0, **changes), tree, 1, gradient=0.0)
+    for path, value in after.items():
+        decay = 0.0 if "norm/" in path or "cls_token" in path else 0.1
+        factor = 0.5 if path.endswith("/w") else 2.0
+        np.testing.assert_allclose(value, 1 - decay * factor, rtol=1e-6, err_msg=path)
+    with pytest.raises(ConfigError, match="no trainable parameter matches"):
+        make(tree, rates=(("nowhere", 0.1),))

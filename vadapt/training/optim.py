@@ -35,20 +35,47 @@ def warmup_cosine(
     return jnp.where(progress < warmup, rising, falling)
 
 
+def warmup_polynomial(
+    step: Float[Array, "*n"] | float,
+    *,
+    peak: float,
+    end: float,
+    warmup: float,
+    total: float,
+    power: float,
+    start: float = 1e-6,
+) -> Float[Array, "*n"]:
+    """Learning rate of a step, from 0: linear warm-up from `start` * peak, then a polynomial.
+
+    Both parts reach their end with their last step: the last of all has the rate `end`.
+
+    Source: mmengine's LinearLR and PolyLR, as Rein (arXiv:2312.04265) and PAD train heads.
+    """
+    step = jnp.asarray(step, jnp.float32)
+    rising = peak * (start + (1 - start) * step / max(warmup - 1, 1))
+    left = 1 - (step - warmup) / max(total - warmup - 1, 1)
+    falling = end + (peak - end) * jnp.clip(left, 0.0, 1.0) ** power
+    return jnp.where(step < warmup, rising, falling)
+
+
 def learning_rate(config: Any, total_steps: int, batch_size: int) -> Schedule:
     """The run's schedule of the step number, from `config.optimizer`.
 
     Fields: `base_lr` (for 256 images a batch; the peak is base_lr * batch_size / 256), `end_lr`,
-    `warmup_share` (of all steps, in [0, 1)).
+    `warmup_share` (of all steps, in [0, 1)), and `power` of a polynomial (absent: a cosine).
     """
-    peak = config["base_lr"] * batch_size / 256
-    warmup = config["warmup_share"] * total_steps
+    lengths = {
+        "peak": config["base_lr"] * batch_size / 256,
+        "end": config["end_lr"],
+        "warmup": config["warmup_share"] * total_steps,
+        "total": total_steps,
+    }
 
     def schedule(step: Any) -> Array:
         progress = jnp.asarray(step, jnp.float32)
-        return warmup_cosine(
-            progress, peak=peak, end=config["end_lr"], warmup=warmup, total=total_steps
-        )
+        if "power" in config:
+            return warmup_polynomial(progress, power=config["power"], **lengths)
+        return warmup_cosine(progress, **lengths)
 
     return schedule
 
@@ -102,16 +129,18 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW over the trainable tree by the rules in `config.optimizer`.
 
-    Fields: `beta1`, `beta2`, `epsilon`, `weight_decay`, `layer_decay` (1 for none), `clip_norm`
-    (0 for none), and `late`: pairs of (path pattern, share of all steps) for leaves that start to
+    Fields: `beta1`, `beta2`, `epsilon`, `weight_decay`, `undecayed` (a path pattern of the leaves
+    that do not decay; absent: see `decays`), `layer_decay` (1 for none), `rates` (pairs of a path
+    pattern and a factor of the rate; the first that matches counts), `clip_norm` (0 for none), and
+    `late`: pairs of (path pattern, share of all steps) for leaves that start to
     train late. Until then such a leaf has no moments, no decay, and its bias-correction counter
     stands still, as if it were in no optimizer; the learning rate is not restarted.
 
     Raises:
-        ConfigError: a `late` pattern matches no trainable path.
+        ConfigError: a `late` pattern, or one of `rates`, matches no trainable path.
     """
     by_layer = config["layer_decay"] != 1.0
-    mask = functools.partial(_decay_mask, by_layer=by_layer)
+    mask = functools.partial(decay_mask, config)
     adamw = optax.chain(
         optax.scale_by_adam(config["beta1"], config["beta2"], config["epsilon"]),
         optax.add_decayed_weights(config["weight_decay"], mask=mask),
@@ -125,11 +154,13 @@ def make_optimizer(
     parts: list[Any] = [adamw if not late else optax.partition(groups, labels)]
     if config["clip_norm"]:
         parts.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
+    factors = []
     if by_layer:
-        scales = layer_decay_scales(trainable, config["layer_decay"])
-        parts.append(
-            optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
-        )
+        factors.append(layer_decay_scales(trainable, config["layer_decay"]))
+    if config.get("rates", ()):
+        factors.append(rate_factors(trainable, config["rates"]))
+    for scales in factors:
+        parts.append(optax.stateless(functools.partial(_times, scales)))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
 
@@ -138,10 +169,40 @@ def _from(start: int) -> Any:
     return lambda step, **_: step >= start
 
 
-def _decay_mask(tree: Tree, by_layer: bool) -> Tree:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: decays(path_name(_keys(path)), leaf, by_layer=by_layer), tree
-    )
+def _times(scales: Tree, updates: Tree, _: Any) -> Tree:
+    return jax.tree.map(jnp.multiply, updates, scales)
+
+
+def decay_mask(config: Any, tree: Tree) -> Tree:
+    """For every leaf whether weight decay acts on it; see `make_optimizer`."""
+    undecayed = config.get("undecayed")
+    by_layer = config["layer_decay"] != 1.0
+
+    def decayed(path: Any, leaf: Any) -> bool:
+        name = path_name(_keys(path))
+        if undecayed is not None:
+            return not re.fullmatch(undecayed, name)
+        return decays(name, leaf, by_layer=by_layer)
+
+    return jax.tree_util.tree_map_with_path(decayed, tree)
+
+
+def rate_factors(trainable: Tree, rates: Sequence[tuple[str, float]]) -> Tree:
+    """For every leaf the factor of the first pattern that matches its path; 1 without one.
+
+    Raises:
+        ConfigError: a pattern matches no trainable path.
+    """
+    names = [path_name(_keys(path)) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    unused = [p for p, _ in rates if not any(re.fullmatch(p, name) for name in names)]
+    if unused:
+        raise ConfigError(f"config.optimizer.rates: no trainable parameter matches {unused}")
+
+    def factor(path: Any, _: Any) -> float:
+        name = path_name(_keys(path))
+        return next((factor for p, factor in rates if re.fullmatch(p, name)), 1.0)
+
+    return jax.tree_util.tree_map_with_path(factor, trainable)
 
 
 def _labels(trainable: Tree, patterns: Sequence[str]) -> Tree:
