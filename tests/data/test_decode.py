@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vadapt.data.decode import decode_image, stretch, to_channels
+from vadapt.data.decode import decode_image, decode_mask, stretch, to_channels
 
 # Raw values of a thermal camera: a narrow band far from 0, black if divided by 256.
 THERMAL = np.random.default_rng(0).integers(8000, 8300, (7, 9, 4)).astype(np.uint16)
@@ -172,3 +172,52 @@ def test_an_image_of_absurd_size_is_an_error():
     data = start + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     with pytest.raises(Image.DecompressionBombError):
         decode_image(data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+
+
+def few_bits(values, depth):
+    """A grey PNG of fewer than 8 bits a pixel; Pillow writes none."""
+    height, width = values.shape
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    bits = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -depth:]
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(bits.reshape(height, -1), axis=1))
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_masks_of_few_bits_keep_their_ids(depth):
+    values = np.arange(24).reshape(4, 6) % 2**depth
+    np.testing.assert_array_equal(decode_mask(few_bits(values, depth)), values)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "I", "I;16"])
+def test_masks_give_what_stands_in_the_file(mode):
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    image = Image.fromarray(values)
+    if mode == "P":
+        image.putpalette(list(range(255, -1, -1)) * 3)
+    elif mode == "LA":
+        image = Image.merge("LA", [image, Image.new("L", image.size, 9)])
+    elif mode != "L":
+        wide = values.astype(np.int32 if mode == "I" else np.uint16) + 900
+        image, values = Image.fromarray(wide), wide
+    file_format = "TIFF" if mode == "I" else "PNG"
+    np.testing.assert_array_equal(decode_mask(encoded(image, file_format)), values)
+
+
+def test_colour_masks_give_colours_of_8_or_16_bits(rng):
+    colours = rng.integers(0, 256, (4, 6, 4)).astype(np.uint8)
+    found = decode_mask(encoded(Image.fromarray(colours), "PNG"))
+    np.testing.assert_array_equal(found, colours[..., :3])
+    np.testing.assert_array_equal(decode_mask(png16(THERMAL[..., :3])), THERMAL[..., :3])
+
+
+def test_jpeg_is_no_mask():
+    with pytest.raises(ValueError, match="save it as PNG"):
+        decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"))

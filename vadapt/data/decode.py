@@ -6,7 +6,7 @@ import io
 import sys
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Integer, Num, UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 # Named, so that a stray file never reaches Pillow's readers of PostScript and the like.
@@ -14,6 +14,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "PPM")
 
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_COLOUR = ("RGB;16", "RGBX;16", "RGBA;16")
+_SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of few bits by
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,6 +58,32 @@ def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {chan
         else:
             pixels = np.asarray(_upright(_eight_bit(image)))
     return to_channels(pixels.reshape(*pixels.shape[:2], -1), channels)
+
+
+def decode_mask(data: bytes) -> Integer[np.ndarray, "h w *c"]:
+    """The values of a mask file as they stand in it, of 1 to 32 bits; alpha is dropped.
+
+    Returns:
+        Ids [h, w], of a file with a palette the indices into it; or colours [h, w, 3].
+
+    Raises:
+        ValueError: no image, a JPEG (whose losses make ids of their own), or one of floats.
+        OSError: the image is truncated or damaged.
+    """
+    with _open(data) as image:
+        rawmodes = {_rawmode(tile.args) for tile in image.tile}
+        if image.format == "JPEG" or image.mode == "F":
+            raise ValueError(f"a mask as {image.format} of mode {image.mode}; save it as PNG")
+        image.load()
+        rawmode = rawmodes.pop() if len(rawmodes) == 1 else ""
+        if low := _low_rawmode(rawmode):
+            pixels = _wide_colour(data, image, low)
+        elif image.mode == "1":
+            pixels = np.asarray(_upright(image)).astype(np.uint8)
+        else:
+            pixels = np.asarray(_upright(image)) // _SPREAD.get(rawmode, 1)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
 
 
 def to_channels(

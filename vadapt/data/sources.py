@@ -77,7 +77,7 @@ class Folder:
         self.channels = channels
         if not self.path.is_dir():
             raise DataError(f"no folder {str(self.path)!r}; expected one with {_spoken(suffixes)}")
-        self._files = _find_files(self.path, tuple(suffix.lower() for suffix in suffixes))
+        self._files = find_files(self.path, tuple(suffix.lower() for suffix in suffixes))
         if not self._files:
             raise DataError(f"no images under {str(self.path)!r}; expected {_spoken(suffixes)}")
 
@@ -243,7 +243,7 @@ class Guarded:
         ) from error
 
 
-def _find_files(root: Path, suffixes: tuple[str, ...]) -> list[str]:
+def find_files(root: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Paths relative to `root`, with forward slashes, sorted."""
     found, seen = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):

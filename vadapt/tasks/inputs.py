@@ -6,25 +6,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from vadapt.data.msip import Msip
 from vadapt.data.roi_crop import RandomRoiCrop, RoiRules
 from vadapt.data.scenes import SceneOptions, Scenes
+from vadapt.data.segmentation import Segmentation
 from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.data.stream import Stream, make_stream
 from vadapt.data.transforms import HorizontalFlip, RandomResizedCrop, Transform
 from vadapt.errors import ConfigError, nearest
 
-SOURCES = ("scenes", "folder", "msip", "tfds")
+SOURCES = ("scenes", "folder", "msip", "segmentation", "tfds")
 
 
 def make_source(data: Any) -> Source:
     """The images that `config.data` names.
 
-    Fields: `source` ("scenes", "folder", "msip" or "tfds"), `path` (of a folder, of MSIP's root, or
-    where TFDS keeps its data), `tfds_name`, `split`, and for scenes `num_scenes`, `view`,
-    `image_size`, `scene_seed`.
+    Fields: `source` ("scenes", "folder", "msip", "segmentation" or "tfds"), `path` (of a folder, of
+    a data set's root, or where TFDS keeps its data), `tfds_name`, `split`, for segmentation
+    `layout` (a name in `vadapt.data.layouts`; "": as its `dataset.yaml` says), and for scenes
+    `num_scenes`, `view`, `image_size`, `scene_seed`.
 
     Raises:
         ConfigError: an unknown source, or a folder without a path.
@@ -41,11 +43,7 @@ def make_source(data: Any) -> Source:
     if data.source == "folder":
         if not data.path:
             raise ConfigError("config.data.source is 'folder': give --config.data.path=DIR")
-        if data.get("roi_probability", 0.0):
-            raise ConfigError(
-                "a folder has no candidates of objects to crop around: arrange it as MSIP and give "
-                "--config.data.source=msip, or crop anywhere: --config.data.roi_probability=0"
-            )
+        _refuse_rois(data)
         return Folder(data.path)
     if data.source == "msip":
         if not data.path:
@@ -58,11 +56,24 @@ def make_source(data: Any) -> Source:
                 "--config.data.roi_probability=0"
             )
         return msip
+    if data.source == "segmentation":
+        if not data.path:
+            raise ConfigError("config.data.source is 'segmentation': give --config.data.path=ROOT")
+        _refuse_rois(data)
+        return Segmentation(data.path, data.split, layout=data.get("layout", "") or None)
     if data.source == "tfds":
         return Tfds(data.tfds_name, data.split, data_dir=data.path or None)
     raise ConfigError(
         f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
     )
+
+
+def _refuse_rois(data: Any) -> None:
+    if data.get("roi_probability", 0.0):
+        raise ConfigError(
+            "a folder has no candidates of objects to crop around: arrange it as MSIP and give "
+            "--config.data.source=msip, or crop anywhere: --config.data.roi_probability=0"
+        )
 
 
 def random_crop(data: Any) -> Transform:
@@ -116,6 +127,16 @@ def normalise(images: UInt8[Array, "b h w c"], mean: float, std: float) -> Float
     """Images 0-255 as the model sees them: (x / 255 - mean) / std, one channel shown thrice."""
     x = (images.astype(jnp.float32) / 255.0 - mean) / std
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
+
+
+def blank_padding(
+    images: Float[Array, "b h w c"], sizes: Int[Array, "b 2"]
+) -> Float[Array, "b h w c"]:
+    """Zero, that is the mean of normalised images, at the right of and below (height, width)."""
+    rows = jnp.arange(images.shape[1])[None, :] < sizes[:, :1]
+    columns = jnp.arange(images.shape[2])[None, :] < sizes[:, 1:]
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    return jnp.where(inside, images, jnp.zeros((), images.dtype))
 
 
 def denormalise(

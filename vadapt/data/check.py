@@ -1,0 +1,229 @@
+"""Reads a whole segmentation data set and says what is in it, before a run does.
+
+    python -m vadapt.data.check ROOT --split train --out sheet.png
+
+prints images, sizes, the pixels of every class, the ignored share, and every file that cannot be
+used; the sheet shows images, labels and both together. `--layout gta` (see `vadapt.data.layouts`)
+takes a published data set as it unpacks; else `ROOT/dataset.yaml` says how it lies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from vadapt.data.label_maps import IGNORE
+from vadapt.data.layouts import LAYOUTS
+from vadapt.data.segmentation import Segmentation
+from vadapt.data.transforms import resize_nearest
+from vadapt.errors import VadaptError
+
+_SHOWN_PROBLEMS = 10
+_CELL = 240  # pixels of a picture's longer side in the sheet
+
+
+@dataclasses.dataclass
+class Summary:
+    """What was found in the elements that could be read.
+
+    Attributes:
+        pixels: by label, 255 included; `images` in how many images a label occurs.
+        sizes: how many images are of each (height, width).
+        problems: why an element cannot be used, by its index.
+    """
+
+    pixels: Integer[np.ndarray, "256"]
+    images: Integer[np.ndarray, "256"]
+    sizes: collections.Counter[tuple[int, int]]
+    problems: dict[int, str]
+
+    @property
+    def ignored(self) -> float:
+        """The share of pixels that are ignored, 0 to 1."""
+        return float(self.pixels[IGNORE] / max(self.pixels.sum(), 1))
+
+
+def summarise(source: Segmentation, workers: int | None = None) -> Summary:
+    """Reads every element, with a bar that says how long it will take; problems stop nothing."""
+    workers = workers or min(16, 2 * (os.cpu_count() or 1))
+    zeros = np.zeros(256, np.int64)
+    summary = Summary(zeros, zeros.copy(), collections.Counter(), {})
+    with _progress() as progress, ThreadPoolExecutor(workers) as pool:
+        bar = progress.add_task(source.path.name, total=len(source))
+        try:
+            found = pool.map(lambda index: _read(source, index), range(len(source)))
+            for index, result in enumerate(found):
+                progress.advance(bar)
+                if isinstance(result, str):
+                    summary.problems[index] = result
+                    continue
+                size, counts = result
+                summary.sizes[size] += 1
+                summary.pixels += counts
+                summary.images += counts > 0
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return summary
+
+
+def _read(source: Segmentation, index: int) -> tuple[tuple[int, int], np.ndarray] | str:
+    """Size and pixels by label of an element, or why it has none."""
+    try:
+        label = source[index]["mask"]
+    except VadaptError as error:
+        return str(error)
+    except Exception as error:  # a damaged file may raise anything
+        return f"{source.name(index)} or its mask: {type(error).__name__}: {error}"
+    height, width = label.shape
+    return (height, width), np.bincount(label.ravel(), minlength=256)
+
+
+def report(source: Segmentation, summary: Summary) -> None:
+    """Prints the summary as a table and lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    labels = [int(label) for label in np.flatnonzero(summary.pixels) if label != IGNORE]
+    known = sorted({*range(len(source.classes)), *labels})
+    counted = max(summary.pixels.sum() - summary.pixels[IGNORE], 1)
+    table = Table("id", "class", "pixels", "share", "", "images")
+    for column in (0, 2, 3, 5):
+        table.columns[column].justify = "right"
+    longest = max(summary.pixels[known].max(initial=0), 1)
+    for label in known:
+        pixels, images = int(summary.pixels[label]), int(summary.images[label])
+        bar = "█" * round(20 * pixels / longest)
+        name, style = _name(source, label), None if pixels else "red"
+        share = f"{pixels / counted:.2%}"
+        table.add_row(str(label), name, f"{pixels:,}", share, bar, f"{images:,}", style=style)
+    console.print(table)
+    sizes = sorted(summary.sizes)
+    readable = len(source) - len(summary.problems)
+    lines = [f"{len(source):,} images, {readable:,} readable; {summary.ignored:.2%} ignored pixels"]
+    if len(sizes) > 3:
+        most, count = summary.sizes.most_common(1)[0]
+        lines.append(
+            f"{len(sizes)} sizes, heights {sizes[0][0]}-{sizes[-1][0]}, widths "
+            f"{min(w for _, w in sizes)}-{max(w for _, w in sizes)}; {count:,} of {_spoken(most)}"
+        )
+    elif sizes:
+        lines.append(", ".join(f"{summary.sizes[size]:,} of {_spoken(size)}" for size in sizes))
+    missing = [_name(source, label) for label in known if not summary.pixels[label]]
+    if missing:
+        lines.append(f"no pixel of: {', '.join(missing)}")
+    if summary.problems:
+        lines.append(f"{len(summary.problems):,} problems:")
+        lines += [f"  {text}" for text in list(summary.problems.values())[:_SHOWN_PROBLEMS]]
+        more = len(summary.problems) - _SHOWN_PROBLEMS
+        lines += [f"  and {more:,} more"] * (more > 0)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def draw(path: str, source: Segmentation, skip: Sequence[int] = (), count: int = 6) -> None:
+    """Writes a sheet of elements spread over the data set: image, label, and the one on the other.
+
+    Args:
+        skip: indices of elements that cannot be read.
+        count: rows, or fewer if there are not so many.
+    """
+    from vadapt import drawing
+
+    usable = [index for index in range(len(source)) if index not in set(skip)]
+    places = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
+    rows, names, seen = [], [], set()
+    for place in places:
+        record = source[usable[place]]
+        image, label = record["image"], record["mask"]
+        height, width = label.shape
+        scale = _CELL / max(height, width)
+        small = resize_nearest(label, (max(round(height * scale), 1), max(round(width * scale), 1)))
+        seen |= set(np.unique(label).tolist())
+        painted = drawing.colour_mask(label, source.palette)
+        both = _overlay(drawing.to_rgb(image), label, painted)
+        rows.append([image, drawing.colour_mask(small, source.palette), both])
+        names.append(os.path.basename(record["name"])[-28:])
+    legend: list[tuple[str, Sequence[int]]] = [
+        (_name(source, label), tuple(source.palette[label].tolist()))
+        for label in sorted(seen)
+        if label < len(source.palette)
+    ]
+    if IGNORE in seen:
+        legend.append(("ignored: white", (255, 255, 255)))
+    sheet = drawing.contact_sheet(
+        rows, ["image", "label", "both"], names, cell=_CELL, legend=legend
+    )
+    drawing.save_png(path, sheet)
+
+
+def _overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: Integer[np.ndarray, "h w"],
+    painted: UInt8[np.ndarray, "h w 3"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Both at half strength; the image alone where the label is ignored."""
+    mixed = (image.astype(np.uint16) + painted) // 2
+    return np.where((label == IGNORE)[..., None], image, mixed).astype(np.uint8)
+
+
+def _name(source: Segmentation, label: int) -> str:
+    return source.classes[label] if label < len(source.classes) else f"class {label}"
+
+
+def _spoken(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} (height x width)"
+
+
+def _progress() -> Any:
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 if something cannot be used."""
+    from vadapt.command_line import print_error
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vadapt.data.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", help="the root of the data set")
+    parser.add_argument("--split", default="", help="by default everything")
+    parser.add_argument("--layout", help=f"one of {', '.join(sorted(LAYOUTS))}")
+    parser.add_argument("--out", metavar="SHEET.png", help="draw some elements")
+    parser.add_argument("--rows", type=int, default=6, help="of the sheet")
+    parser.add_argument("--workers", type=int, help="threads; by default two a core")
+    options = parser.parse_args(arguments)
+    try:
+        source = Segmentation(options.path, options.split, layout=options.layout)
+        summary = summarise(source, options.workers)
+        report(source, summary)
+        if options.out and len(summary.problems) < len(source):
+            draw(options.out, source, list(summary.problems), options.rows)
+            print(options.out)
+    except VadaptError as error:
+        print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 1 if summary.problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,225 @@
+"""The augmentation of semantic segmentation: random sizes, crops with several classes, padding.
+
+Transforms as those of `vadapt.data.transforms`, of records with "image" and "mask".
+The order of mmsegmentation, which Rein and PAD use: resize, `RandomCrop`, `HorizontalFlip`,
+`PhotometricDistortion`, `PadTo`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, Shaped, UInt8
+
+from vadapt.data.label_maps import IGNORE
+from vadapt.data.transforms import Record, resize_nearest
+from vadapt.errors import ConfigError
+
+_WEIGHT_BITS = 11  # of the weights of neighbours, as in OpenCV
+
+
+def resize_bilinear(
+    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
+    """Resizes to (height, width) between the four nearest pixels, never more: no antialiasing.
+
+    Half-pixel centres and weights of 11 bits: to the bit what OpenCV's INTER_LINEAR gives.
+    """
+    if image.shape[:2] == size:
+        return image
+    (top, bottom, above, below), (left, right, before, behind) = (
+        _neighbours(old, new) for old, new in zip(image.shape, size, strict=False)
+    )
+    wide = image.astype(np.int32)
+    rows = wide.take(left, 1) * before[:, None] + wide.take(right, 1) * behind[:, None]
+    rows >>= 4  # so that the products fit 32 bits
+    upper = rows.take(top, 0) * above[:, None, None] >> 16
+    lower = rows.take(bottom, 0) * below[:, None, None] >> 16
+    return ((upper + lower + 2) >> 2).astype(np.uint8)
+
+
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of every new pixel along an axis: the two old ones beside it, and their weights."""
+    at = ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32)
+    first = np.floor(at)
+    weight = at - first
+
+    def whole(values: np.ndarray) -> np.ndarray:
+        return np.rint(values * np.float32(1 << _WEIGHT_BITS)).astype(np.int32)
+
+    low, high = ((first + step).clip(0, old - 1).astype(np.int32) for step in (0, 1))
+    return low, high, whole(1 - weight), whole(weight)
+
+
+def short_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """(height, width) whose shorter side is `short`, or less, so that none exceeds `longest`.
+
+    >>> short_edge_size(1052, 1914, 512, 2048), short_edge_size(300, 2000, 1024, 2048)
+    ((512, 932), (307, 2048))
+    """
+    scale = short / min(height, width)
+    sides = [short if side == min(height, width) else side * scale for side in (height, width)]
+    if max(sides) > longest:
+        sides = [side * (longest / max(sides)) for side in sides]
+    return int(sides[0] + 0.5), int(sides[1] + 0.5)
+
+
+def fit_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
+    """The largest (height, width) of this aspect, sides at most `longest` and `shortest`.
+
+    >>> fit_size(1080, 1920, 2048, 512)
+    (512, 910)
+    """
+    scale = min(longest / max(height, width), shortest / min(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomShortEdge:
+    """Resizes to a random one of these lengths of the shorter side, no side above `longest`."""
+
+    shorts: tuple[int, ...]
+    longest: int
+
+    def __post_init__(self) -> None:
+        if not self.shorts or min(*self.shorts, self.longest) < 1:
+            raise ConfigError(f"shorts {self.shorts} and longest {self.longest}: sides in pixels")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        short = self.shorts[int(rng.integers(len(self.shorts)))]
+        height, width, _ = record["image"].shape
+        return _resized(record, short_edge_size(height, width, short, self.longest))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeToFit:
+    """Resizes into sides of `longest` and `shortest` times a random ratio; the aspect is kept.
+
+    With `masks` False the mask keeps its size, as for evaluation at the size of the labels.
+    """
+
+    longest: int
+    shortest: int
+    ratio: tuple[float | int, float | int] = (1.0, 1.0)
+    masks: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shortest <= self.longest or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError(
+                f"longest {self.longest}, shortest {self.shortest}, ratio {self.ratio}: sides and "
+                "a range (least, most), all above 0"
+            )
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        low, high = self.ratio
+        ratio = low if low == high else rng.uniform(low, high)
+        longest, shortest = int(self.longest * ratio), int(self.shortest * ratio)
+        height, width, _ = record["image"].shape
+        size = fit_size(height, width, longest, shortest)
+        if self.masks:
+            return _resized(record, size)
+        return record | {"image": resize_bilinear(record["image"], size)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Cuts a random part of this size in which no class has too large a share.
+
+    The cut is drawn anew, up to `attempts` times, while one class has `max_share` or more of the
+    pixels that count, or there is only one; the last is kept whatever it holds. What the image
+    lacks of the size stays lacking: see `PadTo`.
+    """
+
+    size: tuple[int, int]
+    max_share: float | int = 0.75
+    attempts: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or not 0 < self.max_share <= 1 or self.attempts < 0:
+            raise ConfigError(
+                f"size {self.size}, max_share {self.max_share}, attempts {self.attempts}: expected "
+                "(height, width) in pixels, a share up to 1 (any crop will do), 0 or more"
+            )
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        sides = record["image"].shape[:2]
+        spare = [max(side - crop, 0) for side, crop in zip(sides, self.size, strict=True)]
+        draws = 1 + (self.attempts if self.max_share < 1 else 0)
+        offsets = (
+            (int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))) for _ in range(draws)
+        )
+        if "mask" in record:
+            top, left = balanced_offset(record["mask"], self.size, offsets, self.max_share)
+        else:
+            top, left = next(offsets)
+        cut = np.s_[top : top + self.size[0], left : left + self.size[1]]
+        return record | {key: record[key][cut] for key in ("image", "mask") if key in record}
+
+
+def balanced_offset(
+    mask: Integer[np.ndarray, "h w"],
+    size: tuple[int, int],
+    offsets: Iterable[Sequence[int]],
+    max_share: float | int,
+) -> tuple[int, int]:
+    """The first (top, left) whose crop has two classes or more, each below the share; or the last.
+
+    Pixels of 255 do not count. No more offsets are drawn than are looked at.
+    """
+    top, left = 0, 0
+    for top, left in offsets:
+        crop = mask[top : top + size[0], left : left + size[1]]
+        counts = np.bincount(crop.ravel(), minlength=IGNORE + 1)
+        counts[IGNORE] = 0
+        if np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum():
+            break
+    return top, left
+
+
+@dataclasses.dataclass(frozen=True)
+class PadTo:
+    """Pads to a size at the right and the bottom: the image with a colour, the mask with 255.
+
+    Published code pads after normalisation, with 0: with the mean, which no 8-bit colour equals.
+    So the record gets "size", the image's (height, width) before, int32, by which
+    `vadapt.tasks.inputs.blank_padding` makes it exact on the device. The colour is the mean rounded
+    (ImageNet's, if nothing else is given), for those who do without: they err by half a grey level.
+    """
+
+    size: tuple[int, int]
+    colour: tuple[int, int, int] = (124, 116, 104)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        image = record["image"]
+        height, width, channels = image.shape
+        if height > self.size[0] or width > self.size[1]:
+            raise ConfigError(
+                f"an image of {height}x{width} cannot be padded to {self.size}; crop it before"
+            )
+        padded: dict[str, Any] = {"size": np.array([height, width], np.int32)}
+        if (height, width) == self.size:
+            return record | padded
+        fill = np.array(self.colour[:channels], np.uint8)
+        padded["image"] = _padded(image, self.size, fill)
+        if "mask" in record:
+            padded["mask"] = _padded(record["mask"], self.size, IGNORE)
+        return record | padded
+
+
+def _padded(
+    array: Shaped[np.ndarray, "h w *c"], size: tuple[int, int], fill: Any
+) -> Shaped[np.ndarray, "{size[0]} {size[1]} *c"]:
+    padded = np.empty((*size, *array.shape[2:]), array.dtype)
+    padded[...] = fill
+    padded[: array.shape[0], : array.shape[1]] = array
+    return padded
+
+
+def _resized(record: Record, size: tuple[int, int]) -> Record:
+    record = record | {"image": resize_bilinear(record["image"], size)}
+    if "mask" in record:
+        record["mask"] = resize_nearest(record["mask"], size)
+    return record
