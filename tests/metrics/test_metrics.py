@@ -1,11 +1,20 @@
 """Segmentation scores and the linear probe."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vadapt import sharding
+from vadapt.errors import ConfigError
 from vadapt.metrics.linear_probe import linear_probe, patch_labels
-from vadapt.metrics.segmentation import confusion_matrix, iou_per_class, mean_iou
+from vadapt.metrics.segmentation import (
+    Confusion,
+    confusion_matrix,
+    domain_scores,
+    iou_per_class,
+    mean_iou,
+)
 
 
 def test_confusion_counts_pairs_and_ignores_255(rng):
@@ -49,3 +58,60 @@ def test_probe_does_not_depend_on_the_scale_of_a_feature(rng):
     a = linear_probe(features[:100], labels[:100], features[100:], labels[100:], num_classes=2)
     b = linear_probe(scaled[:100], labels[:100], scaled[100:], labels[100:], num_classes=2)
     assert a["miou"] == pytest.approx(b["miou"], abs=0.02)
+
+
+def test_streamed_counts_are_those_of_all_at_once(rng):
+    target = rng.integers(0, 5, (6, 7, 8)).astype(np.uint8)
+    target[rng.random(target.shape) < 0.2] = 255
+    prediction = rng.integers(0, 5, target.shape).astype(np.int32)
+    update = jax.jit(Confusion.update)
+    state = Confusion.empty(5)
+    for start in (0, 4):  # the second batch is filled up with rows that do not count
+        rows = np.minimum(np.arange(start, start + 4), 5)
+        valid = jnp.asarray(np.arange(start, start + 4) < 6)
+        state = update(state, jnp.asarray(prediction[rows]), jnp.asarray(target[rows]), valid)
+    whole = confusion_matrix(jnp.asarray(prediction), jnp.asarray(target), 5)
+    np.testing.assert_array_equal(state.counts(), whole)
+
+
+def test_counts_go_beyond_32_bits():
+    state = Confusion.empty(2)._replace(low=jnp.full((2, 2), 2**32 - 1, jnp.uint32))
+    ones = jnp.ones((1, 3), jnp.int32)
+    counts = state.update(ones, ones).update(ones, ones).counts()
+    assert counts.dtype == np.int64
+    assert counts[1, 1] == 2**32 + 5
+    assert counts[0, 0] == 2**32 - 1
+
+
+def test_devices_count_their_part_and_only_counts_travel():
+    mesh = sharding.make_mesh()
+    rows = sharding.batch_sharding(mesh)
+    state = jax.tree.map(
+        lambda part: jax.ShapeDtypeStruct(
+            part.shape, part.dtype, sharding=sharding.replicated(mesh)
+        ),
+        Confusion.empty(3),
+    )
+    maps = jax.ShapeDtypeStruct((8, 16, 16), jnp.int32, sharding=rows)
+    valid = jax.ShapeDtypeStruct((8,), jnp.bool_, sharding=rows)
+    program = jax.jit(Confusion.update).lower(state, maps, maps, valid).compile().as_text()
+    assert " all-reduce(" in program
+    assert " all-gather(" not in program
+
+
+def test_scores_of_domains_and_their_mean():
+    confusions = {
+        "day": np.array([[6, 2], [0, 4]]),
+        "night": np.array([[1, 0], [3, 0]]),
+        "empty": np.zeros((2, 2), int),
+    }
+    scores = domain_scores(confusions, ["day", "night"], decimals=2)
+    assert scores["day/miou"] == round(100 * (6 / 8 + 4 / 6) / 2, 2)
+    assert scores["day/macc"] == 87.5
+    assert scores["night/macc"] == 50.0
+    assert scores["night/aacc"] == 25.0
+    assert scores["mean/macc"] == pytest.approx(68.75)
+    assert np.isnan(scores["empty/miou"])
+    assert np.isnan(domain_scores(confusions)["mean/miou"])
+    with pytest.raises(ConfigError, match="no scores of data set 'dya'; nearest: 'day'"):
+        domain_scores(confusions, ["dya"])

@@ -2,21 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
+
+from vadapt.errors import ConfigError, nearest
 
 IGNORE = 255
 
 
+class Confusion(NamedTuple):
+    """Counts of (target, prediction) pairs on the device, exact to 2^64: low + high * 2^32.
+
+    32 bits alone overflow within one training set of Cityscapes.
+
+    >>> state = Confusion.empty(2)
+    >>> state = state.update(jnp.array([[0, 1, 1]]), jnp.array([[0, 1, 255]]))
+    >>> state.counts().tolist()
+    [[1, 0], [0, 1]]
+    """
+
+    low: UInt32[Array, "k k"]
+    high: UInt32[Array, "k k"]
+
+    @classmethod
+    def empty(cls, num_classes: int) -> Confusion:
+        """Nothing counted yet."""
+        zero = jnp.zeros((num_classes, num_classes), jnp.uint32)
+        return cls(zero, zero)
+
+    def update(
+        self,
+        prediction: Integer[Array, "b *n"],
+        target: Integer[Array, "b *n"],
+        valid: Bool[Array, " b"] | None = None,
+    ) -> Confusion:
+        """Adds a batch of fewer than 2^31 pixels; pure, to be jitted with what predicts.
+
+        Under a sharded batch every device counts its part, and the counts are summed.
+
+        Args:
+            target: class ids; what lies outside of the classes (255) is ignored.
+            valid: False for rows that only fill a batch up; they do not count.
+        """
+        if valid is not None:
+            rows = valid.reshape(-1, *(1,) * (target.ndim - 1))
+            target = jnp.where(rows, target.astype(jnp.int32), IGNORE)
+        counts = confusion_matrix(prediction, target, self.low.shape[0]).astype(jnp.uint32)
+        low = self.low + counts
+        return Confusion(low, self.high + (low < counts).astype(jnp.uint32))
+
+    def counts(self) -> Int[np.ndarray, "k k"]:
+        """The matrix on the host, int64."""
+        low, high = (np.asarray(part).astype(np.int64) for part in self)
+        return low + (high << 32)
+
+
 def confusion_matrix(
-    prediction: Int[Array, "*n"], target: Int[Array, "*n"], num_classes: int
+    prediction: Integer[Array, "*n"], target: Integer[Array, "*n"], num_classes: int
 ) -> Int[Array, "k k"]:
     """Counts of (target, prediction) pairs; sums over batches, devices and hosts by addition.
 
     Args:
         target: class ids; 255 (and anything else outside the classes) is ignored.
     """
+    # Labels come in 8 bits, which would overflow.
+    prediction, target = prediction.astype(jnp.int32), target.astype(jnp.int32)
     valid = (target >= 0) & (target < num_classes)
     pairs = jnp.where(valid, target * num_classes + prediction, num_classes**2)
     counts = jnp.bincount(pairs.reshape(-1), length=num_classes**2 + 1)[:-1]
@@ -34,7 +88,65 @@ def iou_per_class(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
 def mean_iou(confusion: Int[np.ndarray, "k k"]) -> float:
     """Mean of the classes' IoU in [0, 1]; classes absent from both sides are left out.
 
+    NaN if all are.
+
     >>> round(mean_iou(np.array([[3, 1], [0, 4]])), 3)
     0.775
     """
-    return float(np.nanmean(iou_per_class(confusion)))
+    return _mean_of_present(iou_per_class(confusion))
+
+
+def mean_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
+    """Mean over the classes of the share of their pixels found, in [0, 1]; absent ones left out."""
+    confusion = np.asarray(confusion, np.float64)
+    total = confusion.sum(1)
+    share = np.divide(np.diag(confusion), total, out=np.full_like(total, np.nan), where=total > 0)
+    return _mean_of_present(share)
+
+
+def pixel_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
+    """Share of the labelled pixels found, in [0, 1]; NaN where no pixel is labelled."""
+    confusion = np.asarray(confusion, np.float64)
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def domain_scores(
+    confusions: Mapping[str, Int[np.ndarray, "k k"]],
+    mean_over: Sequence[str] | None = None,
+    decimals: int | None = None,
+) -> dict[str, float]:
+    """Scores in percent of several data sets and their plain means: "bdd/miou", "mean/miou", ...
+
+    `miou`, `macc` (mean class accuracy) and `aacc` (share of all pixels), each over its own data
+    set's pixels.
+
+    Args:
+        confusions: of each data set, under the name that its scores get.
+        mean_over: the data sets that the mean is taken over; by default all.
+        decimals: rounds each data set's scores before their mean, as published tables do (2).
+
+    Raises:
+        ConfigError: `mean_over` names a data set that is not there.
+    """
+    names = list(confusions if mean_over is None else mean_over)
+    for name in names:
+        if name not in confusions:
+            raise ConfigError(f"no scores of data set {name!r}; {nearest(name, confusions)}")
+    scores: dict[str, float] = {}
+    for metric, measure in _METRICS.items():
+        of = {name: 100 * measure(matrix) for name, matrix in confusions.items()}
+        if decimals is not None:
+            of = {name: round(value, decimals) for name, value in of.items()}
+        scores |= {f"{name}/{metric}": value for name, value in of.items()}
+        if names:
+            scores[f"mean/{metric}"] = float(np.mean([of[name] for name in names]))
+    return scores
+
+
+def _mean_of_present(values: Float[np.ndarray, " k"]) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else float("nan")
+
+
+_METRICS = {"miou": mean_iou, "macc": mean_accuracy, "aacc": pixel_accuracy}

@@ -1,0 +1,125 @@
+"""Inference in windows, at scales, mirrored: what is averaged, and that one shape compiles once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vadapt import sharding
+from vadapt.errors import ConfigError
+from vadapt.tasks.inputs import blank_padding
+from vadapt.tasks.sliding import Inference, resize_scores, slide, window_starts
+
+
+def placed(images):
+    """Scores that differ by the place in the window."""
+    rows = jnp.arange(float(images.shape[1])).reshape(1, -1, 1, 1)
+    columns = jnp.arange(float(images.shape[2])).reshape(1, 1, -1, 1)
+    return jnp.concatenate([images + 0.1 * rows, images * columns], -1)
+
+
+def in_python(images, crop, stride):
+    """The definition, window by window."""
+    b, h, w, _ = images.shape
+    sums = np.zeros((b, h, w, 2 * images.shape[-1]))
+    count = np.zeros((1, h, w, 1))
+    for top in window_starts(h, min(crop[0], h), stride[0]):
+        for left in window_starts(w, min(crop[1], w), stride[1]):
+            cut = np.s_[:, top : top + crop[0], left : left + crop[1]]
+            sums[cut] += np.asarray(placed(images[cut]))
+            count[cut] += 1
+    return sums / count
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(1, 200), crop=st.integers(1, 64), share=st.floats(0.1, 1))
+def test_windows_cover_everything_and_stay_inside(size, crop, share):
+    crop, stride = min(crop, size), max(1, int(crop * share))
+    starts = window_starts(size, crop, min(stride, crop))
+    assert starts[0] == 0
+    assert starts[-1] + crop == size
+    assert max(np.diff(starts), default=0) <= crop
+
+
+@pytest.mark.parametrize("windows", [1, 2, 4, 50])
+@pytest.mark.parametrize("crop", [(8, 8), (30, 8), (5, 6)])
+def test_windows_are_averaged_however_many_are_taken_at_a_time(rng, windows, crop):
+    images = rng.normal(size=(2, 13, 17, 3)).astype(np.float32)
+    found = slide(placed, jnp.asarray(images), crop, (4, 5), windows=windows)
+    np.testing.assert_allclose(found, in_python(images, crop, (4, 5)), rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_of_the_crops_size_is_scored_whole(rng):
+    images = jnp.asarray(rng.normal(size=(1, 8, 9, 3)), jnp.float32)
+    found = Inference((8, 9))(placed, images, (8, 9))
+    np.testing.assert_array_equal(found, Inference()(placed, images, (8, 9)))
+
+
+def test_one_shape_is_one_program_that_holds_the_model_once(rng):
+    traced = []
+
+    def score(images):
+        traced.append(images.shape)
+        return placed(images)
+
+    infer = jax.jit(lambda images: Inference((8, 8), (4, 4), windows=2)(score, images, (40, 40)))
+    for _ in range(2):
+        infer(jnp.asarray(rng.normal(size=(1, 40, 40, 3)), jnp.float32))
+    # Once for the number of classes, once for the scan's body, whatever the number of windows.
+    assert traced == [(1, 8, 8, 3), (2, 8, 8, 3)]
+
+
+def test_a_sharded_batch_stays_where_it_is_when_it_slides():
+    mesh = sharding.make_mesh()
+    images = jax.ShapeDtypeStruct(
+        (8, 12, 12, 3), jnp.float32, sharding=sharding.batch_sharding(mesh)
+    )
+    infer = jax.jit(lambda images: slide(placed, images, (8, 8), (4, 4), windows=2))
+    program = infer.lower(images).compile().as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+        assert f" {collective}(" not in program
+
+
+def test_mirrored_scores_are_mirrored_back(rng):
+    images = jnp.asarray(rng.normal(size=(1, 6, 8, 3)), jnp.float32)
+    found = Inference(flip=True)(placed, images, (6, 8))
+    mirrored = placed(images[:, :, ::-1])[:, :, ::-1]
+    np.testing.assert_allclose(found, (placed(images) + mirrored) / 2, rtol=1e-6)
+
+
+def test_scales_are_averaged_at_the_images_size(rng):
+    sizes = []
+
+    def score(images):
+        sizes.append(images.shape[1:3])
+        return images
+
+    images = jnp.asarray(rng.normal(size=(1, 20, 30, 2)), jnp.float32)
+    found = Inference(scales=(0.5, 1.0, 1.75), multiple=4)(score, images, (10, 10))
+    assert sizes == [(8, 16), (20, 30), (36, 52)]
+    assert found.shape == (1, 10, 10, 2)
+    flat = Inference(scales=(0.5, 1.5))(score, jnp.ones((1, 8, 8, 1)), (8, 8))
+    np.testing.assert_allclose(flat, 1.0, rtol=1e-6)
+
+
+def test_resizing_agrees_with_jax(rng):
+    scores = jnp.asarray(rng.normal(size=(2, 9, 7, 3)), jnp.float32)
+    for size in ((20, 31), (5, 4), (9, 11), (9, 7)):
+        expected = jax.image.resize(scores, (2, *size, 3), "bilinear", antialias=False)
+        np.testing.assert_allclose(resize_scores(scores, size), expected, atol=1e-5)
+
+
+def test_padding_becomes_zero_after_normalisation():
+    padded = blank_padding(jnp.ones((2, 4, 5, 3)), jnp.array([[4, 5], [2, 3]]))
+    assert padded.sum((1, 2, 3)).tolist() == [60, 18]
+    assert (padded[1, :2, :3] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"crop": (0, 4)}, {"scales": ()}, {"scales": (0,)}, {"windows": 0}]
+)
+def test_impossible_options_are_errors(options):
+    with pytest.raises(ConfigError):
+        Inference(**options)
