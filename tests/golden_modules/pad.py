@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from tests.golden_modules import pad_milan, pad_recipe, pad_roi
+from tests.golden_modules import pad_milan, pad_recipe, pad_roi, pad_segmentation
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
@@ -169,5 +169,6 @@ MODULES = {
     **pad_recipe.MODULES,
     **pad_roi.MODULES,
     **pad_milan.MODULES,
+    **pad_segmentation.MODULES,
 }
 COUNTS = pad_recipe.COUNTS

@@ -1,5 +1,5 @@
 """Golden cases of Rein: the modules of every part."""
 
-from tests.golden_modules import rein_adapter, rein_backbones
+from tests.golden_modules import rein_adapter, rein_backbones, rein_data
 
-MODULES = {**rein_backbones.MODULES, **rein_adapter.MODULES}
+MODULES = {**rein_backbones.MODULES, **rein_adapter.MODULES, **rein_data.MODULES}
