@@ -24,7 +24,8 @@ from tests.golden_modules import TOPICS
 
 GOLDENS = Path(__file__).parent / "goldens"
 # One file of builders a topic, in tests/golden_modules (<system>.py, or TOPICS says); its MODULES:
-# module name -> function of (config, params, inputs) -> outputs, differentiable in the last two;
+# module name -> function of (config, params, inputs) -> outputs, differentiable in the last two
+# (whole numbers are known while it is traced, so that shapes may depend on them);
 # where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
 # array) -> which of its numbers count.
 Arrays = dict[str, Any]
@@ -114,16 +115,17 @@ def _compare(golden: Golden, builder: Builder, counts: Counts) -> Iterable[tuple
     def run(params: Arrays, inputs: Arrays) -> Arrays:
         return builder(config, params, inputs)
 
-    cotangents = golden["cot"]
+    # Gradients without cotangents are those of a total.
+    cotangents = golden["cot"] or ({"total": 1.0} if golden["grad/param"] else {})
+    floats, rest = _split_floats({"param": params, "in": inputs})
 
-    def loss(floats: dict[str, Arrays], rest: dict[str, Arrays]) -> tuple[Any, Arrays]:
+    def loss(floats: dict[str, Arrays]) -> tuple[Any, Arrays]:
         outputs = run({**floats["param"], **rest["param"]}, {**floats["in"], **rest["in"]})
         terms = [jnp.sum(outputs[name] * cot) for name, cot in cotangents.items()]
         return sum(terms, jnp.zeros(())), outputs
 
     if cotangents:
-        floats, rest = _split_floats({"param": params, "in": inputs})
-        (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats, rest)
+        (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
     else:
         outputs, grads = run(params, inputs), {}
     for name, expected in golden["out"].items():

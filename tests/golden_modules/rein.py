@@ -1,5 +1,10 @@
 """Golden cases of Rein: the modules of every part."""
 
-from tests.golden_modules import rein_adapter, rein_backbones, rein_data
+from tests.golden_modules import rein_adapter, rein_backbones, rein_data, rein_head
 
-MODULES = {**rein_backbones.MODULES, **rein_adapter.MODULES, **rein_data.MODULES}
+MODULES = {
+    **rein_backbones.MODULES,
+    **rein_adapter.MODULES,
+    **rein_data.MODULES,
+    **rein_head.MODULES,
+}

@@ -205,3 +205,31 @@ def rotary_angles(
     angles = np.stack([rows.reshape(-1), columns.reshape(-1)], 1)[..., None] * frequencies
     angles = angles.reshape(len(angles), -1)
     return np.repeat(angles, 2, axis=1) if way == "pairs" else np.tile(angles, 2)
+
+
+def sine_positions(
+    width: int, grid: tuple[int, int], *, temperature: float = 10000.0
+) -> Float[np.ndarray, "h w d"]:
+    """Fixed positions of a map for mask decoders: sines and cosines of the share of its sides.
+
+    The first half of the channels encodes the row, the second the column; sines on even channels,
+    cosines on odd ones. The last row and column are at 2 pi, whatever the size.
+
+    Raises:
+        ShapeError: `width` is not divisible by 4.
+
+    Source: DETR, arXiv:2005.12872.
+    """
+    if width % 4:
+        raise ShapeError(f"sine positions need a width divisible by 4, got {width}")
+    pairs = np.arange(width // 4) / (width // 4)
+
+    def encode(size: int) -> np.ndarray:
+        places = np.arange(1, size + 1) / (size + 1e-6) * 2 * np.pi
+        angles = places[:, None] / temperature**pairs
+        return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(size, -1)
+
+    rows, columns = (encode(size) for size in grid)
+    shape = (*grid, width // 2)
+    halves = [np.broadcast_to(rows[:, None], shape), np.broadcast_to(columns[None], shape)]
+    return np.concatenate(halves, axis=-1).astype(np.float32)

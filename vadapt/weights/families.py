@@ -32,13 +32,17 @@ _BACKBONES: tuple[Table, ...] = (
 FAMILIES: tuple[Table, ...] = (REIN, *map(with_rein, _BACKBONES))
 # What trainers of several processes, and of whole systems, put before every name.
 PREFIXES = ("module.", "backbone.")
+BESIDE = ("decode_head.", "neck.")  # what stands beside `backbone.` in whole systems
 
 
 def unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arrays without a prefix that all names share, and MMSelfSup's under official names."""
+    """The arrays without a prefix that all names share, and MMSelfSup's under official names.
+
+    Names in `BESIDE` have no part in this.
+    """
     for prefix in PREFIXES:
         arrays = mmselfsup.renamed(arrays)
-        if arrays and all(name.startswith(prefix) for name in arrays):
+        if arrays and all(name.startswith((prefix, *BESIDE)) for name in arrays):
             arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     return arrays
 

@@ -2,11 +2,13 @@
 
 The trunk comes from its own file. Without it a load fails, unless `allow_missing` names the trunk.
 
-Paths are those of `vadapt.adapters.rein` in a backbone and of `vadapt.necks.learned` beside it.
+Paths are those of `vadapt.adapters.rein` in a backbone, and of `vadapt.necks.learned` and
+`vadapt.heads.mask2former` beside it.
 """
 
 from __future__ import annotations
 
+from vadapt.weights.mask2former import MASK2FORMER
 from vadapt.weights.tables import Rule, Table, batch_norm, conv, linear, norm
 
 _TRUNK = r"(?:backbone\.|)"
@@ -50,6 +52,7 @@ REIN = Table(
         *_pyramid_rules(),
         *conv(r"neck\.lateral_convs\.(\d+)\.conv", r"neck/laterals/\1"),
         *conv(r"neck\.convs\.(\d+)\.conv", r"neck/outputs/\1"),
+        *MASK2FORMER,
     ),
     unused=_TRUNK + r"fpn1\.2\.num_batches_tracked",
 )

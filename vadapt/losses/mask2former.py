@@ -1,0 +1,211 @@
+"""Mask2Former's losses: masks matched to the classes of an image, judged at random points."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vadapt.kernels import bilinear
+
+Loss = dict[str, Float[Array, ""]]
+
+
+class Points(NamedTuple):
+    """Where masks are compared, (x, y) in 0 to 1; `l` may count predictions."""
+
+    matching: Float[Array, "*l b p 2"]  # of an image, for all its masks
+    candidates: Float[Array, "*l b k c 2"]  # of a class; the least certain of them are taken
+    others: Float[Array, "*l b k r 2"]  # of a class, all taken
+
+
+class Settings(NamedTuple):
+    """Numbers of the loss; weights of the terms are the costs' in the matching too."""
+
+    num_points: int = 12544
+    oversampling: float = 3.0  # candidates a point
+    importance: float = 0.75  # the share of points that are chosen among candidates
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object: float = 0.1  # weight of that class in the cross entropy
+
+    @property
+    def num_chosen(self) -> int:
+        return int(self.importance * self.num_points)
+
+
+SETTINGS = Settings()  # the released ones
+
+
+def mask2former_loss(
+    classes: Float[Array, "l b q k1"],
+    masks: Float[Array, "l b q h w"],
+    labels: Int[Array, "b H W"],
+    key: Key[Array, ""] | None = None,
+    *,
+    points: Points | None = None,
+    settings: Settings = SETTINGS,
+) -> Loss:
+    """Three terms for each prediction, weighted; the loss is the sum of all.
+
+    An image has one mask for each class that its labels show. Every sum over images runs over the
+    whole batch, also where it is sharded, and is divided by a sum over the whole batch: the same
+    as the original's mean over devices of the number of masks. (Its classification term divides
+    by each device's own weights, which differs a little for several devices.)
+
+    Args:
+        classes: logits; the last class is "no object".
+        masks: logits, at any size.
+        labels: classes of pixels; all others, such as 255, are ignored.
+        key: draws the points, unless they are given.
+        points: with a leading axis of predictions.
+
+    Returns:
+        "loss_cls", "loss_mask" and "loss_dice" of the last prediction, "d0.loss_cls" and so on of
+        those before.
+
+    Source: Mask2Former, arXiv:2112.01527, section 3.3, by its released settings.
+    """
+    classes, masks = classes.astype(jnp.float32), masks.astype(jnp.float32)
+    depth, batch, _, num_classes = classes.shape[0], *classes.shape[1:3], classes.shape[3] - 1
+    if points is None:
+        keys = jax.random.split(key, depth)
+        points = jax.vmap(lambda key: draw_points(key, batch, num_classes, settings))(keys)
+    present = classes_present(labels, num_classes)
+
+    def cost(prediction: tuple[Array, Array, Array]) -> Array:
+        return matching_cost(*prediction, labels, settings)
+
+    def terms(prediction: tuple[Array, Array, Array, Points]) -> Loss:
+        classes, masks, queries, points = prediction
+        return layer_loss(classes, masks, labels, queries, present, points, settings)
+
+    costs = jax.lax.map(cost, jax.lax.stop_gradient((classes, masks, points.matching)))
+    queries = match(costs, jnp.broadcast_to(present[None], (depth, *present.shape)))
+    found = jax.lax.map(jax.checkpoint(terms), (classes, masks, queries, points))
+    names = [f"d{i}." for i in range(depth - 1)] + [""]
+    return {
+        f"{name}{term}": values[i] for i, name in enumerate(names) for term, values in found.items()
+    }
+
+
+def draw_points(key: Key[Array, ""], batch: int, num_classes: int, settings: Settings) -> Points:
+    """Uniform points for one prediction."""
+    number, chosen = settings.num_points, settings.num_chosen
+    shapes = Points(
+        (batch, number, 2),
+        (batch, num_classes, int(settings.oversampling * number), 2),
+        (batch, num_classes, number - chosen, 2),
+    )
+    keys = jax.random.split(key, len(shapes))
+    return Points(*(jax.random.uniform(k, shape) for k, shape in zip(keys, shapes, strict=True)))
+
+
+def classes_present(labels: Int[Array, "b H W"], num_classes: int) -> Bool[Array, "b k"]:
+    """Which classes an image's labels show."""
+    return (labels[..., None] == jnp.arange(num_classes)[None, None, None]).any(axis=(1, 2))
+
+
+def matching_cost(
+    classes: Float[Array, "b q k1"],
+    masks: Float[Array, "b q h w"],
+    points: Float[Array, "b p 2"],
+    labels: Int[Array, "b H W"],
+    settings: Settings = SETTINGS,
+) -> Float[Array, "b q k"]:
+    """What it costs to match each query with each class, present or not."""
+    num_classes = classes.shape[-1] - 1
+    logits = bilinear.sample(jnp.moveaxis(masks, 1, -1), points)
+    targets = bilinear.sample_labels(labels, points, num_classes)
+
+    def product(x: Array) -> Array:
+        return jnp.einsum("bpq,bpk->bqk", x, targets, precision="highest")
+
+    shares = jax.nn.sigmoid(logits)
+    # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t
+    entropy = jax.nn.softplus(logits).sum(axis=1)[..., None] - product(logits)
+    entropy = entropy / points.shape[1]
+    sizes = shares.sum(axis=1)[..., None] + targets.sum(axis=1)[:, None]
+    dice = 1.0 - (2.0 * product(shares) + 1.0) / (sizes + 1.0)
+    right = jax.nn.softmax(classes, axis=-1)[..., :num_classes]
+    return (
+        settings.mask_weight * entropy + settings.dice_weight * dice - settings.class_weight * right
+    )
+
+
+def match(costs: Float[Array, "*b q k"], present: Bool[Array, "*b k"]) -> Int[Array, "*b k"]:
+    """The query of each class that is present, so that the sum of their costs is least.
+
+    Absent classes cost the same with every query, and more than any other: they take what is left,
+    and change nothing. -1 where there are fewer queries than classes and none is left.
+    """
+    *lead, num_queries, num_classes = costs.shape
+    costs, present = costs.reshape(-1, num_queries, num_classes), present.reshape(-1, num_classes)
+    costs = jax.lax.stop_gradient(costs)
+    most = costs.max(axis=(1, 2), keepdims=True) + 1.0
+    costs = jnp.where(present[:, None], costs, most)
+    queries, classes = jax.vmap(optax.assignment.hungarian_algorithm)(costs)
+    nobody = jnp.full(num_classes, -1, queries.dtype)
+    found = jax.vmap(lambda q, k: nobody.at[k].set(q))(queries, classes)
+    return found.reshape(*lead, num_classes).astype(jnp.int32)
+
+
+def layer_loss(
+    classes: Float[Array, "b q k1"],
+    masks: Float[Array, "b q h w"],
+    labels: Int[Array, "b H W"],
+    queries: Int[Array, "b k"],
+    present: Bool[Array, "b k"],
+    points: Points,
+    settings: Settings = SETTINGS,
+) -> Loss:
+    """The terms of one prediction, weighted.
+
+    Args:
+        queries: of each class, by `match`; of no meaning where a class is not present.
+    """
+    present = present & (queries >= 0)
+    masks = jax.vmap(lambda mask, query: mask[query])(masks, jnp.maximum(queries, 0))
+    where = uncertain_points(masks, points, settings)
+    b, k, p, _ = where.shape
+    logits = bilinear.sample(masks.reshape(b * k, *masks.shape[2:], 1), where.reshape(b * k, p, 2))
+    logits, targets = logits.reshape(b, k, p), bilinear.sample_label(labels, where)
+    entropy = (jax.nn.softplus(logits) - logits * targets).mean(axis=-1)
+    shares = jax.nn.sigmoid(logits)
+    overlap = 2.0 * (shares * targets).sum(axis=-1) + 1.0
+    dice = 1.0 - overlap / (shares.sum(axis=-1) + targets.sum(axis=-1) + 1.0)
+    # An image without any class counts as one mask.
+    number = jnp.maximum(present.sum(axis=-1), 1).sum()
+    return {
+        "loss_cls": settings.class_weight * _class_loss(classes, queries, present, settings),
+        "loss_mask": settings.mask_weight * jnp.where(present, entropy, 0.0).sum() / number,
+        "loss_dice": settings.dice_weight * jnp.where(present, dice, 0.0).sum() / number,
+    }
+
+
+def uncertain_points(
+    masks: Float[Array, "b k h w"], points: Points, settings: Settings
+) -> Float[Array, "b k p 2"]:
+    """The candidates where the masks are least certain, then the other points."""
+    b, k, *size = masks.shape
+    flat = jax.lax.stop_gradient(masks).reshape(b * k, *size, 1)
+    logits = bilinear.sample(flat, points.candidates.reshape(b * k, -1, 2))
+    _, chosen = jax.lax.top_k(-jnp.abs(logits[..., 0]), settings.num_chosen)
+    chosen = chosen.reshape(b, k, -1, 1)
+    taken = jnp.take_along_axis(points.candidates, chosen, axis=2)
+    return jnp.concatenate([taken, points.others], axis=2)
+
+
+def _class_loss(classes: Array, queries: Array, present: Array, settings: Settings) -> Array:
+    """Cross entropy of all queries, "no object" for those without a mask."""
+    num_queries, num_classes = classes.shape[1], classes.shape[2] - 1
+    taken = queries[..., None] == jnp.arange(num_queries)[None, None]
+    taken = taken & present[..., None]
+    targets = jnp.where(taken.any(axis=1), taken.argmax(axis=1), num_classes)
+    weights = jnp.where(targets == num_classes, settings.no_object, 1.0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(classes, targets)
+    return (weights * losses).sum() / weights.sum()
