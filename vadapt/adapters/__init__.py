@@ -14,7 +14,7 @@ from vadapt.partition import Adapter, Prompt, flatten, split
 from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.hub import local_adapter
 
-METHODS = ("lora", "patchwise_scale", "rein")
+METHODS = ("lora", "patchwise_scale", "rein", "spm")
 
 
 def apply(model: Any, method: str, **options: Any) -> Any:
@@ -37,8 +37,8 @@ def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
     """The model with what an adapter file holds: its methods grafted, its weights loaded.
 
     Args:
-        model: the plain backbone with the pretrained weights that the adapter was trained on; it
-            stays as it is.
+        model: the plain backbone with the pretrained weights that the adapter was trained on, or
+            a model with it as its `backbone`; it stays as it is.
         source: an adapter file, or one on the Hugging Face Hub as in "hf:org/name".
 
     Raises:
@@ -50,7 +50,11 @@ def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
     for method in info.methods:
         options = dict(method)
         name = options.pop("name")
-        if name != "none":
+        if name == "none":
+            continue
+        if hasattr(model, "backbone"):
+            model.backbone = apply(model.backbone, name, **options)
+        else:
             model = apply(model, name, **options)
     load_adapter(model, info.path)
     return model

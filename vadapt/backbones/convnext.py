@@ -34,7 +34,7 @@ class ConvNeXtBlock(nnx.Module):
             width,
             width,
             (7, 7),
-            padding=[(3, 3), (3, 3)],
+            padding=((3, 3), (3, 3)),
             feature_group_count=width,
             kernel_init=SMALL,
             rngs=rngs,
@@ -114,7 +114,7 @@ class ConvNeXt(Staged):
                 f"{number} depths, {len(widths)} widths and norms for the stages "
                 f"{tuple(normed)} do not fit together"
             )
-        self.widths = tuple(widths)
+        self.widths, self.stem_width = tuple(widths), widths[0]
         self.strides = tuple(4 * 2**i for i in range(number))
         inputs = (in_channels, *widths)
         self.downsamples = nnx.List(

@@ -57,7 +57,7 @@ class ConvNorm(nnx.Module):
             outputs,
             (kernel, kernel),
             strides=stride,
-            padding=[(padding, padding)] * 2,
+            padding=((padding, padding),) * 2,
             kernel_dilation=dilation,
             use_bias=False,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),

@@ -121,8 +121,9 @@ class ResNet(Staged):
         width = base_width * (EXPANSION if bottleneck else 1)
         self.widths = tuple(width * 2**i for i in range(len(numbers)))
         self.strides = tuple(4 * math.prod(strides[: i + 1]) for i in range(len(numbers)))
-        self.stem = nnx.List(_stem(in_channels, stem_width or base_width, deep_stem, rngs))
-        inputs = (stem_width or base_width, *self.widths)
+        self.stem_width = stem_width or base_width
+        self.stem = nnx.List(_stem(in_channels, self.stem_width, deep_stem, rngs))
+        inputs = (self.stem_width, *self.widths)
 
         def blocks(i: int) -> list[ResidualBlock]:
             first = max(dilations[i] // 2, 1) if contract_dilation else dilations[i]

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt import remat
+from vadapt.backbones.between import Between, begin
 from vadapt.backbones.layers import (
     Block,
     LayerNorm,
@@ -178,6 +179,7 @@ class SAMEncoder(nnx.Module):
     num_extra = 0  # tokens before the patches
     num_table_extra = 0
     adapter: Any = None  # what a method puts around the blocks, see `layers`
+    between: Any = None  # what a method does between them, see `between.begin`
 
     def __init__(
         self,
@@ -248,9 +250,10 @@ class SAMEncoder(nnx.Module):
             images: normalised, any size that is a multiple of the patch size.
             key: given in training only, for what methods add to the blocks.
         """
-        x = self.embed(images)
-        for block, block_key in zip(self.layers(), split_key(key, len(self.blocks)), strict=True):
-            x = remat.call(block, x, block_key)
+        between, keys = begin(self.between, images), split_key(key, len(self.blocks))
+        _, x = between(-1, self.embed(images))
+        for i, (block, block_key) in enumerate(zip(self.layers(), keys, strict=True)):
+            _, x = between(i, remat.call(block, x, block_key))
         return x if self.neck is None else self.neck(x)
 
     def features(
@@ -260,6 +263,7 @@ class SAMEncoder(nnx.Module):
         *,
         as_grid: bool = False,
         norm: bool = True,
+        between: Between | None = None,
     ) -> Any:
         """Outputs of chosen blocks, before the neck.
 
@@ -268,17 +272,19 @@ class SAMEncoder(nnx.Module):
                 a tuple in that order.
             as_grid: return maps [b, gh, gw, d]; else tokens [b, n, d].
             norm: of no effect, as there is no final norm.
+            between: what to call between the blocks; None for what a method has put there.
 
         Raises:
             ConfigError: a block number that does not exist.
         """
         wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
-        x = self.embed(images)
+        between = between or begin(self.between, images)
+        _, x = between(-1, self.embed(images))
         for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
-            x = remat.call(block, x)
+            seen, x = between(i, remat.call(block, x))
             if i in wanted:
-                outputs[i] = x if as_grid else rearrange(x, "b h w d -> b (h w) d")
+                outputs[i] = seen if as_grid else rearrange(seen, "b h w d -> b (h w) d")
         return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
 
 

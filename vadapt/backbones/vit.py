@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
+from vadapt.backbones.between import Between, begin
 from vadapt.backbones.layers import (
     Attention,
     Block,
@@ -123,6 +124,7 @@ class ViT(nnx.Module):
 
     # What a method puts around the blocks: a module whose `around(blocks)` gives those to call.
     adapter: Any = None
+    between: Any = None  # what a method does between them, see `between.begin`
 
     def __init__(
         self,
@@ -305,23 +307,26 @@ class ViT(nnx.Module):
             keep_ids: raster numbers of the patches to see (masked pre-training); None sees all.
             key: given in training only; dropout and drop path then act.
         """
-        x, context = self.embed(images, keep_ids), self.context(images, keep_ids)
-        for block, block_key in zip(self.layers(), split_key(key, len(self.blocks)), strict=True):
-            x = remat.call(block, x, block_key, *context)
+        between, keys = begin(self.between, images), split_key(key, len(self.blocks))
+        context = self.context(images, keep_ids)
+        _, x = between(-1, self.embed(images, keep_ids))
+        for i, (block, block_key) in enumerate(zip(self.layers(), keys, strict=True)):
+            _, x = between(i, remat.call(block, x, block_key, *context))
         return x if self.norm is None else self.norm(x)
 
     def with_attention(
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n n"]]:
         """Tokens as a call gives them, and the last block's attention, averaged over its heads."""
-        x, context = self.embed(images), self.context(images)
+        between, context = begin(self.between, images), self.context(images)
+        _, x = between(-1, self.embed(images))
         *before, last = self.layers()
-        for block in before:
-            x = block(x, None, *context)
+        for i, block in enumerate(before):
+            _, x = between(i, block(x, None, *context))
         branch = self.blocks[-1].attn
         attend: Any = branch.inner
         attention = attend.weights(branch.norm(x), *context).mean(axis=1)
-        x = last(x, None, *context)
+        _, x = between(len(before), last(x, None, *context))
         return (x if self.norm is None else self.norm(x)), attention
 
     def features(
@@ -331,6 +336,7 @@ class ViT(nnx.Module):
         *,
         as_grid: bool = False,
         norm: bool = True,
+        between: Between | None = None,
     ) -> Any:
         """Outputs of chosen blocks for dense or global use.
 
@@ -340,17 +346,19 @@ class ViT(nnx.Module):
             as_grid: drop what stands before the patches and return maps [b, gh, gw, d]; else
                 tokens [b, n, d].
             norm: apply the final norm to every output.
+            between: what to call between the blocks; None for what a method has put there.
 
         Raises:
             ConfigError: a block number that does not exist.
         """
         wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
-        x, context = self.embed(images), self.context(images)
+        between, context = between or begin(self.between, images), self.context(images)
+        _, x = between(-1, self.embed(images))
         for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
-            x = remat.call(block, x, None, *context)
+            seen, x = between(i, remat.call(block, x, None, *context))
             if i in wanted:
-                outputs[i] = self.norm(x) if norm and self.norm is not None else x
+                outputs[i] = self.norm(seen) if norm and self.norm is not None else seen
         if as_grid:
             height = images.shape[1] // self.patch_size
             outputs = {

@@ -79,7 +79,7 @@ def save_adapter(
     """Writes the trainable part of a model, heads included, as `.safetensors`; nothing else.
 
     Args:
-        model: usually a backbone, or one under a head.
+        model: usually a backbone, or a model with one as its `backbone` under a head.
         method: name and options of what was grafted; by default what `vadapt.adapt` did.
         backbone: what `vadapt.create` calls the model without the graft.
         classes: their names, in the order of the head's outputs.
@@ -88,7 +88,8 @@ def save_adapter(
     """
     parts = split(model, trainable)
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(parts.trainable).items()}
-    methods = [dict(one) for one in getattr(model, "grafted", ())] if method is None else method
+    grafted = getattr(getattr(model, "backbone", model), "grafted", ())
+    methods = [dict(one) for one in grafted] if method is None else method
     if isinstance(methods, list) and len(methods) == 1:
         methods = methods[0]
     named = isinstance(trainable, str | list | tuple)

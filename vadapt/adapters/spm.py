@@ -1,0 +1,367 @@
+"""SPM: small modules between the stages of a frozen backbone, guided by interim class maps.
+
+The paper gives the frame: stages that stay untouched, a learned prompt between them, guided by
+interim semantic maps, refined recurrently. The module's exact form is decided here; see
+docs/spm.md.
+
+Source: Prompt-Matched Semantic Segmentation, arXiv:2208.10159 (its abstracts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vadapt import remat
+from vadapt.backbones.layers import gelu_exact
+from vadapt.errors import ConfigError, ShapeError, nearest
+from vadapt.losses.segmentation import cross_entropy, resize_bilinear
+from vadapt.metrics.segmentation import IGNORE
+from vadapt.partition import Adapter, mark
+
+GUIDANCES = ("soft", "logits", "none")
+TAPS = ("matched", "raw")
+SEMANTIC_WEIGHT = 0.4  # of the semantic loss beside the head's; lambda
+SMALL = nnx.initializers.truncated_normal(0.02)
+
+Map = Float[Array, "b h w d"]
+
+
+class Semantics(nnx.Module):
+    """Classes in the bottleneck: their logits, and an embedding of each (W_s, b_s and W_e)."""
+
+    def __init__(self, hidden: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.classify = nnx.Linear(hidden, num_classes, kernel_init=SMALL, rngs=rngs)
+        self.embed = nnx.Linear(
+            num_classes,
+            hidden,
+            use_bias=False,
+            kernel_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        mark(self, Adapter)
+
+
+class Step(NamedTuple):
+    """One step of the recurrence."""
+
+    prompt: Map  # p_t
+    logits: Float[Array, "b _ _ k"]  # l_t, before the softmax
+    guide: Float[Array, "b _ _ k"]  # m_t, as predicted here
+
+
+class Match(NamedTuple):
+    """What a matcher gives."""
+
+    output: Map
+    logits: tuple[Array, ...] = ()  # of every step
+    guide: Array | None = None  # of the last step
+
+
+class Matcher(nnx.Module):
+    """A map plus a prompt that is drawn from it, in steps that share one set of weights.
+
+    With the bottlenecked map x and the prompt p, 0 at first, every step predicts logits from
+    h = x + p and adds to p, linearly, gelu(conv([h, e])): e is the embedding of the expected class
+    and conv a depth-wise 3x3. The output layer is zero at the start, so that maps pass unchanged.
+
+    Args:
+        steps: T in the formulas; 0 leaves only the output's bias.
+        guidance: what is embedded: "soft" the logits' softmax, "logits" these themselves,
+            "none" nothing (the logits are still predicted).
+        detach_map: stop the gradient at what is embedded.
+        sem_stride: predict logits on a map averaged over cells of this side; their embedding comes
+            back to full size bilinearly.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        semantics: Semantics,
+        *,
+        steps: int = 3,
+        guidance: str = "soft",
+        detach_map: bool = False,
+        sem_stride: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        if guidance not in GUIDANCES:
+            raise ConfigError(f"unknown guidance {guidance!r}; {nearest(guidance, GUIDANCES)}")
+        if steps < 0 or sem_stride < 1:
+            raise ConfigError(f"{steps} steps at a sem_stride of {sem_stride}")
+        hidden = semantics.classify.in_features
+        self.steps, self.guidance = steps, guidance
+        self.detach_map, self.sem_stride = detach_map, sem_stride
+        self.semantics = semantics
+        self.reduce = nnx.Linear(width, hidden, kernel_init=SMALL, rngs=rngs)
+        self.mix = nnx.Conv(
+            2 * hidden,
+            2 * hidden,
+            (3, 3),
+            padding=1,
+            feature_group_count=2 * hidden,
+            kernel_init=SMALL,
+            rngs=rngs,
+        )
+        self.update = nnx.Linear(2 * hidden, hidden, kernel_init=SMALL, rngs=rngs)
+        self.output = nnx.Linear(hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        mark(self, Adapter)
+
+    def predict(self, state: Map) -> Float[Array, "b _ _ k"]:
+        """Interim logits of a state h, at its size over `sem_stride`, rounded up."""
+        side, dtype = self.sem_stride, state.dtype
+        if side > 1:
+            around: Any = tuple((0, -size % side) for size in state.shape[1:3])
+            state = nnx.avg_pool(
+                state.astype(jnp.float32),  # it divides by a float32 count
+                (side, side),
+                (side, side),
+                padding=around,
+                count_include_pad=False,
+            ).astype(dtype)
+        return self.semantics.classify(state)
+
+    def guide(self, logits: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+        """What is embedded of the logits; the softmax in float32."""
+        if self.guidance == "soft":
+            logits = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
+        return jax.lax.stop_gradient(logits) if self.detach_map else logits
+
+    def embed(self, guide: Float[Array, "b _ _ k"], size: Sequence[int]) -> Map:
+        """The embedding of a guide, e, at (height, width)."""
+        embedded = self.semantics.embed(guide)
+        if self.guidance == "none":
+            embedded = jnp.zeros_like(embedded)
+        return resize_bilinear(embedded, size)
+
+    def step(self, x: Map, prompt: Map, carried: Array | None = None) -> Step:
+        """The next prompt; a `carried` guide, of any size, takes the place of the predicted one."""
+        state = x + prompt
+        logits = self.predict(state)
+        guide = used = self.guide(logits)
+        if carried is not None:
+            used = resize_bilinear(carried, logits.shape[1:3])
+        embedded = self.embed(used, x.shape[1:3])
+        mixed = gelu_exact(self.mix(jnp.concatenate([state, embedded], axis=-1)))
+        return Step(prompt + self.update(mixed), logits, guide)
+
+    def __call__(self, features: Map, carried: Array | None = None) -> Match:
+        x = self.reduce(features)
+        prompt, logits, guide = jnp.zeros_like(x), (), None
+        for _ in range(self.steps):
+            prompt, predicted, guide = self.step(x, prompt, carried)
+            logits, carried = (*logits, predicted), None
+        return Match(features + self.output(prompt), logits, guide)
+
+
+class SPM(nnx.Module):
+    """The matchers of a model, by the number of the block or stage that each comes after.
+
+    Args:
+        places: these numbers, in order; -1 for before the first.
+        widths: channels at every place.
+        taps: numbers of the blocks or stages where a head looks, the last of them the model's last.
+        patch_size, num_extra: where blocks give tokens and not maps: side of a patch, and tokens
+            before the patches, which pass unchanged.
+        num_classes, hidden: K and d in the formulas.
+        carry: the last guide of a matcher is what the first step of the next embeds.
+        share_sem: one classifier and one set of embeddings for all matchers.
+        tap: what is seen of a stage: "matched" what goes on to the next, "raw" its output. What
+            comes after the last stage is always seen.
+        options: those of `Matcher`.
+
+    Raises:
+        ConfigError: an option's value is unknown.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[int],
+        widths: Sequence[int],
+        taps: Sequence[int],
+        *,
+        patch_size: int | None = None,
+        num_extra: int = 0,
+        num_classes: int,
+        hidden: int = 64,
+        carry: bool = False,
+        share_sem: bool = False,
+        tap: str = "matched",
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        if tap not in TAPS:
+            raise ConfigError(f"unknown tap {tap!r}; {nearest(tap, TAPS)}")
+        self.places, self.taps = tuple(places), tuple(taps)
+        self.carry, self.tap = carry, tap
+        self.patch_size, self.num_extra = patch_size, num_extra
+
+        def semantics() -> Semantics:
+            return Semantics(hidden, num_classes, rngs=rngs)
+
+        shared = semantics() if share_sem and self.places else None
+        self.matchers = nnx.List(
+            [Matcher(width, shared or semantics(), **options, rngs=rngs) for width in widths]
+        )
+
+    def begin(self, images: Float[Array, "b h w c"]) -> Pass:
+        """What to call between the blocks of a forward pass of these images."""
+        return Pass(self, images.shape[1:3])
+
+
+class Pass:
+    """One forward pass through a model: calls its matchers, and keeps what they predict."""
+
+    def __init__(self, spm: SPM, size: Sequence[int]):
+        self.spm, self.size = spm, size
+        self.logits: list[Array] = []  # of every matcher and step so far
+        self.guide: Array | None = None
+
+    def __call__(self, number: int, x: Float[Array, "b *n d"]) -> tuple[Array, Array]:
+        """What is seen of the output of this block or stage, and what goes on to the next."""
+        spm = self.spm
+        if number not in spm.places:
+            return x, x
+        matcher = spm.matchers[spm.places.index(number)]
+        extra, features = self._parts(x)
+        # Rematerialised beside the blocks, not in them: what is predicted must come out.
+        match = remat.call(matcher, features, self.guide if spm.carry else None)
+        self.logits += match.logits
+        self.guide = match.guide
+        y = match.output
+        if extra is not None:
+            y = jnp.concatenate([extra, rearrange(y, "b h w d -> b (h w) d")], axis=1)
+        raw = spm.tap == "raw" and number != spm.taps[-1]
+        return (x if raw else y), y
+
+    def _parts(self, x: Float[Array, "b *n d"]) -> tuple[Array | None, Array]:
+        """What passes unchanged, and the map."""
+        spm = self.spm
+        if x.ndim == 4:
+            return None, x
+        height, width = (side // (spm.patch_size or 1) for side in self.size)
+        if x.shape[1] != spm.num_extra + height * width:
+            raise ShapeError(
+                f"matchers need a map: {height}x{width} patches after {spm.num_extra} tokens, "
+                f"not {x.shape[1]} tokens; feed all patches"
+            )
+        extra, patches = jnp.split(x, [spm.num_extra], axis=1)
+        return extra, rearrange(patches, "b (h w) d -> b h w d", h=height)
+
+
+class Matched(NamedTuple):
+    """Features of a model with matchers, and what these predicted on the way."""
+
+    maps: tuple[Array, ...]  # of every tap, [b, h, w, d]
+    logits: tuple[Array, ...]  # of every matcher and step, [b, h, w, k]
+
+
+def matched(
+    model: Any,
+    images: Float[Array, "b h w c"],
+    taps: Sequence[int] | None = None,
+    *,
+    norm: bool = True,
+) -> Matched:
+    """The maps that a head takes, with the interim logits that `semantic_loss` takes.
+
+    A pure function of its arguments, also under rematerialisation: nothing is kept in the model.
+    `model.features` gives the same maps where no logits are needed.
+
+    Args:
+        taps: numbers of blocks or stages; None for the ends of all stages. Matchers behind the
+            last of them are not reached.
+        norm: as in `model.features`: of what is seen, never of what goes on.
+    """
+    spm: SPM = model.between
+    between = spm.begin(images)
+    taps = spm.taps if taps is None else taps
+    maps = model.features(images, taps, as_grid=True, norm=norm, between=between)
+    return Matched(tuple(maps), tuple(between.logits))
+
+
+def semantic_loss(
+    logits: Sequence[Float[Array, "b _ _ k"]],
+    labels: Int[Array, "b H W"],
+    *,
+    ignore: int = IGNORE,
+) -> Float[Array, ""]:
+    """Mean cross entropy of interim logits, resized to the labels; 0 without logits.
+
+    `SEMANTIC_WEIGHT` is its usual weight beside the head's loss.
+    """
+    losses = [cross_entropy(each, labels, ignore=ignore) for each in logits]
+    return jnp.stack(losses).mean() if losses else jnp.zeros(())
+
+
+def stage_ends(depth: int, num_stages: int) -> tuple[int, ...]:
+    """Numbers of the last blocks of equal groups; the first groups take what is left over.
+
+    >>> stage_ends(24, 4), stage_ends(6, 4)
+    ((5, 11, 17, 23), (1, 3, 4, 5))
+    """
+    if not 1 <= num_stages <= depth:
+        raise ConfigError(f"{num_stages} stages of {depth} blocks")
+    size, more = divmod(depth, num_stages)
+    return tuple(size * (i + 1) + min(i + 1, more) - 1 for i in range(num_stages))
+
+
+def apply(
+    model: Any,
+    *,
+    after_stem: bool = False,
+    after_last: bool = False,
+    num_stages: int = 4,
+    rngs: nnx.Rngs | None = None,
+    **options: Any,
+) -> Any:
+    """Puts a matcher between the stages of a model, as its `between`; the given one stays as it is.
+
+    Args:
+        model: a backbone that calls `between`: of `blocks`, which are cut into groups, or of
+            `stages` (a matcher comes before the down-sampling that opens the next).
+        after_stem, after_last: a matcher more, before the first stage or after the last.
+        num_stages: groups of equal numbers of blocks; not for a model of stages.
+        options: those of `SPM` from `num_classes` on, and of `Matcher` from `steps` on.
+
+    Raises:
+        ConfigError: the model has no such places, or an option's value is unknown.
+
+    >>> from vadapt.backbones.vit import vit
+    >>> from vadapt.partition import count, split
+    >>> model = apply(vit("micro", image_size=64, rngs=nnx.Rngs(0)), num_classes=8, hidden=16)
+    >>> count(split(model).trainable) == 3 * (2 * 96 * 16 + 96 + 33 * 8 + 2 * 16**2 + 22 * 16)
+    True
+    """
+    if getattr(model, "between", "no place") is not None:
+        raise ConfigError(
+            f"SPM is grafted as the `between` of a model of blocks; {type(model).__name__} has "
+            + ("one already" if hasattr(model, "between") else "no place for one")
+        )
+    if hasattr(model, "stages"):
+        ends, widths = tuple(range(len(model.stages))), model.widths
+        first = model.stem_width if after_stem else 0
+    else:
+        ends, first = stage_ends(len(model.blocks), num_stages), model.width
+        widths = (model.width,) * num_stages
+    places = {-1: first} if after_stem else {}
+    places.update(zip(ends, widths, strict=True))
+    if not after_last:
+        del places[ends[-1]]
+    model = nnx.clone(model)
+    model.between = SPM(
+        tuple(places),
+        tuple(places.values()),
+        ends,
+        patch_size=getattr(model, "patch_size", None),
+        num_extra=getattr(model, "num_extra", 0),
+        rngs=rngs or nnx.Rngs(0),
+        **options,
+    )
+    return model
