@@ -1,4 +1,4 @@
-"""Golden cases of PAD's segmentation: inference in windows."""
+"""Golden cases of PAD's segmentation: backbone, heads, rates of layers, inference in windows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
-from tests.golden_modules.pad_models import Arrays, nhwc
+from tests.golden_modules.pad_models import Arrays, imported, nhwc, scale_options
+from vadapt import adapters
+from vadapt.backbones.vit import ViT
+from vadapt.heads.upernet import UPerNet
+from vadapt.necks.learned import Deconvolutions
+from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.sliding import Inference
+from vadapt.training.optim import decays, layer_decay_scales
+from vadapt.weights.tables import revert
+from vadapt.weights.upernet import PAD_SEGMENTER
 
 
 def slide_inference(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
@@ -33,4 +43,136 @@ def slide_inference(config: dict[str, Any], params: Arrays, inputs: Arrays) -> A
     }
 
 
-MODULES = {"slide_inference": slide_inference}
+class Parts(nnx.Module):
+    """What a segmenter has, as far as a golden file has it."""
+
+    def __init__(self, backbone: Any = None, neck: Any = None, head: Any = None):
+        self.backbone, self.neck, self.head = backbone, neck, head
+
+
+def build_backbone(config: dict[str, Any]) -> ViT:
+    """The adapted trunk of a golden file's settings."""
+    trunk = ViT(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        num_heads=config["num_heads"],
+        patch_size=config["patch_size"],
+        image_size=config["img_size"],
+        mlp_ratio=config["mlp_ratio"],
+        positions="learned" if config["use_abs_pos_emb"] else "none",
+        relative_positions="each" if config["use_rel_pos_bias"] else None,
+        qkv_bias=config["qkv_bias"],
+        layer_scale=config["init_values"],
+        norm_epsilon=config["ln_eps"],
+        final_norm=False,
+        rngs=nnx.Rngs(0),
+    )
+    # A scale of 0 stands for the file's own.
+    settings = {key: value for key, value in config.items() if key != "init_value"}
+    return adapters.apply(trunk, "patchwise_scale", **scale_options(settings))
+
+
+DOUBLINGS = {16: (2, 1, 0, -1), 8: (1, 0, -1, -2)}
+
+
+def backbone(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    neck = Deconvolutions(
+        config["embed_dim"],
+        doublings=DOUBLINGS[config["patch_size"]],
+        normed=False,
+        rngs=nnx.Rngs(0),
+    )
+    model = imported(Parts(build_backbone(config), neck), params)
+    taps = sorted(config["out_indices"])
+    maps = model.backbone.features(nhwc(inputs["x"]), taps, as_grid=True, norm=False)
+    return {f"f{i}": x.transpose(0, 3, 1, 2) for i, x in enumerate(model.neck(maps))}
+
+
+def upernet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    """The head and the FCN beside it, with their losses."""
+    maps = [nhwc(inputs[f"f{i}"]) for i in range(sum(name[0] == "f" for name in inputs))]
+    widths = config["in_channels"]
+    model = UPerNet(
+        [widths] * len(maps) if isinstance(widths, int) else widths,
+        config["num_classes"],
+        channels=config["channels"],
+        pool_scales=config["pool_scales"],
+        auxiliary=2 if "aux_channels" in config else None,
+        auxiliary_channels=config.get("aux_channels", 0),
+        auxiliary_weight=config.get("loss_weights", [1.0, 0.4])[1],
+        rngs=nnx.Rngs(0),
+    )
+    whole = any(name.startswith("decode_head.") for name in params)
+    named = params if whole else {f"decode_head.{k}": v for k, v in params.items()}
+    head = imported(Parts(head=model), named).head
+    found = head(maps)
+    outputs = {"logits": found.logits.transpose(0, 3, 1, 2)}
+    if "labels" not in inputs:
+        return outputs
+    terms = head.loss(found, jnp.asarray(inputs["labels"])[:, 0])
+    return {
+        **outputs,
+        "aux_logits": found.auxiliary.transpose(0, 3, 1, 2),
+        "loss": terms["loss_seg"],
+        "aux_loss": terms["loss_auxiliary"],
+        "total": sum(terms.values()),
+    }
+
+
+def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    """Rates and decays by name; the file gives the depth only, and heads that stand in."""
+    sizes = {
+        "embed_dim": 8,
+        "num_heads": 2,
+        "patch_size": 16,
+        "img_size": 32,
+        "mlp_ratio": 4,
+        "use_abs_pos_emb": True,
+        "use_rel_pos_bias": True,
+        "qkv_bias": True,
+        "init_values": 1.0,
+        "ln_eps": 1e-6,
+        "down_size": 4,
+        "patch_wise_scalar": True,
+    }
+    model = Parts(
+        build_backbone({**sizes, "depth": config["depth"]}),
+        Deconvolutions(8, normed=False, rngs=nnx.Rngs(0)),
+    )
+    values = {path: value[...] for path, value in variables(model).items()}
+    leaves = flatten(split(model, EVERYTHING).trainable)
+    reverted = {
+        f"backbone.{name}": path
+        for path in leaves
+        for name in revert({path: values[path]}, PAD_SEGMENTER, backbone="backbone/")[0]
+    }
+    by_name = {name.replace("backbone.backbone.", "backbone."): p for name, p in reverted.items()}
+    tree = split(model, EVERYTHING).trainable
+    scales = flatten(layer_decay_scales(tree, config["layer_decay_rate"]))
+    # Stand-ins for heads: a layer, and a norm behind one of them.
+    stand_ins = {
+        "auxiliary_head.bias": 1,
+        "auxiliary_head.weight": 2,
+        "decode_head.0.bias": 1,
+        "decode_head.0.weight": 2,
+        "decode_head.1.bias": 1,
+        "decode_head.1.weight": 1,
+    }
+    names = sorted([*by_name, *stand_ins])
+    decayed = {name: decays(path, leaves[path]) for name, path in by_name.items()}
+    decayed |= {name: axes > 1 for name, axes in stand_ins.items()}
+    factors = [scales[by_name[name]] if name in by_name else 1.0 for name in names]
+    return {
+        "name": np.array(names),
+        "lr_scale": np.array(factors),
+        "lr": config["lr"] * np.array(factors),
+        "weight_decay": np.array([config["weight_decay"] * decayed[name] for name in names]),
+    }
+
+
+MODULES = {
+    "slide_inference": slide_inference,
+    "MAE_adapt segmentation backbone": backbone,
+    "UPerHead + FCNHead": upernet,
+    "LayerDecayOptimizerConstructor": layer_decay_groups,
+}

@@ -1,10 +1,17 @@
 """Golden cases of Rein: the modules of every part."""
 
-from tests.golden_modules import rein_adapter, rein_backbones, rein_data, rein_head
+from tests.golden_modules import (
+    rein_adapter,
+    rein_backbones,
+    rein_data,
+    rein_head,
+    rein_recipe,
+)
 
 MODULES = {
     **rein_backbones.MODULES,
     **rein_adapter.MODULES,
     **rein_data.MODULES,
     **rein_head.MODULES,
+    **rein_recipe.MODULES,
 }

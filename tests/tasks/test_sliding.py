@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
+from vadapt.losses.segmentation import resize_bilinear
 from vadapt.tasks.inputs import blank_padding
-from vadapt.tasks.sliding import Inference, resize_scores, slide, window_starts
+from vadapt.tasks.sliding import Inference, slide, window_starts
 
 
 def placed(images):
@@ -108,7 +109,7 @@ def test_resizing_agrees_with_jax(rng):
     scores = jnp.asarray(rng.normal(size=(2, 9, 7, 3)), jnp.float32)
     for size in ((20, 31), (5, 4), (9, 11), (9, 7)):
         expected = jax.image.resize(scores, (2, *size, 3), "bilinear", antialias=False)
-        np.testing.assert_allclose(resize_scores(scores, size), expected, atol=1e-5)
+        np.testing.assert_allclose(resize_bilinear(scores, size), expected, atol=1e-5)
 
 
 def test_padding_becomes_zero_after_normalisation():

@@ -12,11 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vadapt import remat
-from vadapt.backbones.layers import LayerNorm, uniform
+from vadapt.backbones.layers import LayerNorm, OptionalKey, uniform
 from vadapt.backbones.positions import sine_positions
 from vadapt.errors import ConfigError
-from vadapt.heads.pixel_decoder import NUM_LEVELS, FeedForward, Map, PixelDecoder, resize
+from vadapt.heads.pixel_decoder import NUM_LEVELS, FeedForward, Map, PixelDecoder
 from vadapt.losses import mask2former as losses
+from vadapt.losses.segmentation import resize_bilinear
 from vadapt.partition import Head, mark
 
 
@@ -155,7 +156,10 @@ class Mask2FormerHead(nnx.Module):
         mark(self, Head)
 
     def __call__(
-        self, maps: Sequence[Map], queries: Float[Array, "q d"] | None = None
+        self,
+        maps: Sequence[Map],
+        queries: Float[Array, "q d"] | None = None,
+        key: OptionalKey = None,
     ) -> Predictions:
         """Predictions before the first decoder layer and after each.
 
@@ -163,6 +167,7 @@ class Mask2FormerHead(nnx.Module):
             maps: of strides 4, 8, 16, 32, fine to coarse; any sizes do.
             queries: of a linked head, one for each mask; their number is free unless the head
                 has contents of its own for them.
+            key: of training, for which this head has no use.
 
         Raises:
             ConfigError: queries for a head that has its own, or none for one that has not.
@@ -175,7 +180,9 @@ class Mask2FormerHead(nnx.Module):
         )
         sources = [self._source(memory, i) for i, memory in enumerate(memories)]
         # Resizing masks is resizing what they are products of.
-        small = [resize(features.astype(jnp.float32), memory.shape[1:3]) for memory in memories]
+        small = [
+            resize_bilinear(features.astype(jnp.float32), memory.shape[1:3]) for memory in memories
+        ]
         found = [self._predict(x, features)]
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS
@@ -247,4 +254,4 @@ def semantic_scores(
     """
     probs = jax.nn.softmax(classes.astype(jnp.float32), axis=-1)[..., :-1]
     masks = jnp.moveaxis(masks.astype(jnp.float32), 1, -1)
-    return jnp.einsum("bqk,bhwq->bhwk", probs, jax.nn.sigmoid(resize(masks, size)))
+    return jnp.einsum("bqk,bhwq->bhwk", probs, jax.nn.sigmoid(resize_bilinear(masks, size)))

@@ -17,6 +17,7 @@ from vadapt.backbones.layers import LayerNorm, uniform
 from vadapt.backbones.positions import sine_positions
 from vadapt.errors import ShapeError
 from vadapt.kernels.deformable_attention import deformable_attention
+from vadapt.losses.segmentation import resize_bilinear
 
 Map = Float[Array, "b _ _ _"]
 CAFFE2_XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -230,7 +231,7 @@ class PixelDecoder(nnx.Module):
             for y, size in zip(jnp.split(x, ends, axis=1), sizes, strict=True)
         )
         y = self.lateral(fine)
-        y = jax.nn.relu(self.output(y + resize(memories[-1], y.shape[1:3])))
+        y = jax.nn.relu(self.output(y + resize_bilinear(memories[-1], y.shape[1:3])))
         return self.mask_feature(y), memories
 
 
@@ -239,9 +240,3 @@ def centres(size: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
     rows, columns = ((np.arange(side) + 0.5) / side for side in size)
     y, x = np.meshgrid(rows, columns, indexing="ij")
     return np.stack([x.reshape(-1), y.reshape(-1)], axis=-1).astype(np.float32)
-
-
-def resize(x: Map, size: tuple[int, int]) -> Map:
-    """A map at another size: bilinear, half-pixel centres, no antialiasing."""
-    shape = (x.shape[0], *size, x.shape[3])
-    return jax.image.resize(x, shape, jax.image.ResizeMethod.LINEAR, antialias=False)

@@ -22,12 +22,25 @@ class MapNorm(LayerNorm):
 
 
 class Deconvolutions(nnx.Module):
-    """Rein's pyramid for CLIP: every map normed, then grown by learned 2x2 steps, or pooled.
+    """Four maps of one stride made a pyramid: grown by learned 2x2 steps, left, or pooled.
 
-    Source: Rein, arXiv:2312.04265, released code for CLIP (not in the paper).
+    Args:
+        doublings: of each map's sides, fine to coarse: (2, 1, 0, -1) takes stride 16 to 4, 8, 16,
+            32. Two are a batch norm and a GELU apart; negative ones take the largest of a cell.
+        normed: every map is normed first (Rein's for CLIP); PAD's are not.
+
+    Source: PAD, arXiv:2312.08192, released segmentation code; Rein, arXiv:2312.04265, released code
+    for CLIP (not in the paper).
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        *,
+        doublings: Sequence[int] = (2, 1, 0, -1),
+        normed: bool = True,
+        rngs: nnx.Rngs,
+    ):
         init = uniform((4 * width) ** -0.5)
 
         def double() -> nnx.ConvTranspose:
@@ -43,17 +56,26 @@ class Deconvolutions(nnx.Module):
                 rngs=rngs,
             )
 
-        self.norms = nnx.List([MapNorm(width, epsilon=1e-5) for _ in range(4)])
-        self.double = double()
-        self.quadruple = nnx.List([double(), double()])
-        self.between = BatchNorm(width, rngs=rngs)  # the two
+        self.doublings = tuple(doublings)
+        norms = [MapNorm(width, epsilon=1e-5) for _ in doublings] if normed else None
+        self.norms = None if norms is None else nnx.List(norms)
+        self.grow = nnx.List([nnx.List([double() for _ in range(n)]) for n in doublings])
+        self.between = BatchNorm(width, rngs=rngs) if 2 in self.doublings else None
         mark(self, Head)
 
-    def __call__(self, maps: Sequence[Map]) -> tuple[Map, Map, Map, Map]:
-        quarter, half, same, twice = (norm(x) for norm, x in zip(self.norms, maps, strict=True))
-        first, second = self.quadruple
-        quarter = second(gelu_exact(self.between(first(quarter))))
-        return quarter, self.double(half), same, nnx.max_pool(twice, (2, 2), strides=(2, 2))
+    def __call__(self, maps: Sequence[Map]) -> tuple[Map, ...]:
+        if self.norms is not None:
+            maps = [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+        return tuple(self._sized(i, x) for i, x in enumerate(maps))
+
+    def _sized(self, level: int, x: Map) -> Map:
+        doublings = self.doublings[level]
+        if doublings < 0:
+            side = 2**-doublings
+            return nnx.max_pool(x, (side, side), strides=(side, side))
+        for i, step in enumerate(self.grow[level]):
+            x = step(x if i == 0 or self.between is None else gelu_exact(self.between(x)))
+        return x
 
 
 class MultiLevelNeck(nnx.Module):

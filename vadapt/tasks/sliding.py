@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError
+from vadapt.losses.segmentation import resize_bilinear
 
 # From images to the scores of every class at every pixel of them, [b, h, w, c] to [b, h, w, k].
 Score = Callable[[Float[Array, "b h w c"]], Float[Array, "b h w k"]]
@@ -82,28 +83,6 @@ def slide(
     return sums / jnp.asarray(covered, jnp.float32)[None, :, :, None]
 
 
-def resize_scores(
-    scores: Float[Array, "b h w k"], size: tuple[int, int]
-) -> Float[Array, "b {size[0]} {size[1]} k"]:
-    """Bilinear, half-pixel centres, no antialiasing, in float32 (PyTorch's align_corners=False).
-
-    The weights are those of float64: `jax.image.resize` errs by 2e-6 of the range in their place.
-    """
-    scores = scores.astype(jnp.float32)
-    for axis, new in ((1, size[0]), (2, size[1])):
-        old = scores.shape[axis]
-        if old == new:
-            continue
-        at = ((np.arange(new) + 0.5) * (old / new) - 0.5).clip(0, old - 1)
-        first = at.astype(np.int32)
-        shape = [new if number == axis else 1 for number in range(4)]
-        weight = jnp.asarray((at - first).reshape(shape), jnp.float32)
-        low = jnp.take(scores, first, axis)
-        high = jnp.take(scores, np.minimum(first + 1, old - 1), axis)
-        scores = low + weight * (high - low)
-    return scores
-
-
 @dataclasses.dataclass(frozen=True)
 class Inference:
     """How a segmenter looks at an image; call it under `jax.jit`, where one shape compiles once.
@@ -144,10 +123,10 @@ class Inference:
         """
         each = [self._at_scale(score, images, scale) for scale in self.scales]
         if len(each) == 1:
-            return resize_scores(each[0], size)
+            return resize_bilinear(each[0], size)
         own = (images.shape[1], images.shape[2])
-        mean = jnp.stack([resize_scores(one, own) for one in each]).mean(0)
-        return resize_scores(mean, size)
+        mean = jnp.stack([resize_bilinear(one, own) for one in each]).mean(0)
+        return resize_bilinear(mean, size)
 
     def _at_scale(self, score: Score, images: Array, scale: float | int) -> Array:
         if scale != 1:
@@ -155,7 +134,7 @@ class Inference:
                 max(round(side * scale / self.multiple), 1) * self.multiple
                 for side in images.shape[1:3]
             )
-            images = resize_scores(images, (height, width)).astype(images.dtype)
+            images = resize_bilinear(images, (height, width)).astype(images.dtype)
         scores = self._scores(score, images)
         if self.flip:
             scores = (scores + self._scores(score, images[:, :, ::-1])[:, :, ::-1]) / 2

@@ -53,7 +53,7 @@ def warmup_polynomial(
     """
     step = jnp.asarray(step, jnp.float32)
     rising = peak * (start + (1 - start) * step / max(warmup - 1, 1))
-    left = 1 - (step - warmup) / max(total - warmup - 1, 1)
+    left = (total - 1 - step) / max(total - warmup - 1, 1)  # 1 minus the rest would cancel
     falling = end + (peak - end) * jnp.clip(left, 0.0, 1.0) ** power
     return jnp.where(step < warmup, rising, falling)
 
@@ -160,7 +160,7 @@ def make_optimizer(
     if config.get("rates", ()):
         factors.append(rate_factors(trainable, config["rates"]))
     for scales in factors:
-        parts.append(optax.stateless(functools.partial(_times, scales)))
+        parts.append(_times(scales))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
 
@@ -169,8 +169,8 @@ def _from(start: int) -> Any:
     return lambda step, **_: step >= start
 
 
-def _times(scales: Tree, updates: Tree, _: Any) -> Tree:
-    return jax.tree.map(jnp.multiply, updates, scales)
+def _times(scales: Tree) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
 
 
 def decay_mask(config: Any, tree: Tree) -> Tree:

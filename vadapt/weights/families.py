@@ -18,6 +18,7 @@ from vadapt.weights.resnet import RESNET, RESNET_HF, RESNET_V1C, RESNET_V1C_TIMM
 from vadapt.weights.sam import SAM, SAM_HF
 from vadapt.weights.siglip import SIGLIP_HF
 from vadapt.weights.tables import Table
+from vadapt.weights.upernet import PAD_SEGMENTER
 from vadapt.weights.vit import VIT_HF
 
 _BACKBONES: tuple[Table, ...] = (
@@ -29,7 +30,7 @@ _BACKBONES: tuple[Table, ...] = (
     *(RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF),
     *(CONVNEXT, CONVNEXT_MM, CONVNEXT_TIMM, CONVNEXT_HF),
 )
-FAMILIES: tuple[Table, ...] = (REIN, *map(with_rein, _BACKBONES))
+FAMILIES: tuple[Table, ...] = (REIN, PAD_SEGMENTER, *map(with_rein, _BACKBONES))
 # What trainers of several processes, and of whole systems, put before every name.
 PREFIXES = ("module.", "backbone.")
 BESIDE = ("decode_head.", "neck.")  # what stands beside `backbone.` in whole systems

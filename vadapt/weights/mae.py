@@ -14,6 +14,7 @@ def block_rules(source: str, target: str) -> tuple[Rule, ...]:
     return (
         *norm(name + r"norm1", path + "attn/norm"),
         *linear(name + r"attn\.(qkv|q|kv|proj)", path + r"attn/inner/\2"),
+        Rule(name + r"attn\.relative_position_bias_table", path + "attn/inner/relative/table"),
         *norm(name + r"norm2", path + "mlp/norm"),
         *linear(name + r"mlp\.(fc1|fc2)", path + r"mlp/inner/\2"),
         Rule(name + r"(?:gamma_1|ls1\.gamma)", path + "attn/scale/gamma"),

@@ -32,11 +32,11 @@ def _pyramid_rules() -> tuple[Rule, ...]:
     fpn = _TRUNK + "fpn"
     return (
         *norm(fpn + r"1\.0", "neck/norms/0"),
-        *conv(fpn + r"1\.1", "neck/quadruple/0"),
+        *conv(fpn + r"1\.1", "neck/grow/0/0"),
         *batch_norm(fpn + r"1\.2", "neck/between"),
-        *conv(fpn + r"1\.4", "neck/quadruple/1"),
+        *conv(fpn + r"1\.4", "neck/grow/0/1"),
         *norm(fpn + r"2\.0", "neck/norms/1"),
-        *conv(fpn + r"2\.1", "neck/double"),
+        *conv(fpn + r"2\.1", "neck/grow/1/0"),
         *norm(fpn + r"3", "neck/norms/2"),
         *norm(fpn + r"4\.0", "neck/norms/3"),
     )

@@ -20,6 +20,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "same": lambda x: x,
     "linear": lambda x: x.T,  # (out, in) to (in, out)
     "conv": lambda x: x.transpose(2, 3, 1, 0),  # OIHW to HWIO
+    "pointwise": lambda x: x.reshape(x.shape[:2]).T,  # (out, in, 1, 1) to (in, out)
     "vector": lambda x: x.reshape(-1),  # (1, 1, d) to (d,)
     "table": lambda x: x.reshape(x.shape[-2:]),  # (1, n, d) to (n, d)
     "grid": lambda x: x.reshape(-1, x.shape[-1]),  # (1, g, g, d) to (g * g, d)
@@ -30,6 +31,7 @@ REVERSED: dict[str, Callable[[Any], Any]] = {
     "same": lambda x: x,
     "linear": lambda x: x.T,
     "conv": lambda x: x.transpose(3, 2, 0, 1),
+    "pointwise": lambda x: x.T[..., None, None],
     "vector": lambda x: x.reshape(1, 1, -1),
     "table": lambda x: x[None],
     "grid": lambda x: x.reshape(1, *_square(len(x)), x.shape[-1]),

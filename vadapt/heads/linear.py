@@ -1,0 +1,59 @@
+"""Linear classifiers of patches: how far frozen features go by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vadapt.backbones.layers import OptionalKey
+from vadapt.losses.segmentation import cross_entropy, resize_bilinear
+from vadapt.partition import Head, mark
+
+
+class LinearHead(nnx.Module):
+    """Maps resized to the first one's size, side by side, normalised, and one linear layer.
+
+    With one map it is the linear head of DINOv2's evaluation, with several its multi-scale one.
+
+    Args:
+        widths: channels of the maps.
+
+    Source: DINOv2, arXiv:2304.07193, section 7.4.
+    """
+
+    def __init__(self, widths: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(
+            sum(widths), dtype=jnp.float32, use_running_average=True, rngs=rngs
+        )
+        init = nnx.initializers.normal(0.01)
+        self.linear = nnx.Linear(sum(widths), num_classes, kernel_init=init, rngs=rngs)
+        mark(self, Head)
+
+    def __call__(
+        self,
+        maps: Sequence[Float[Array, "b _h _w _d"]],
+        queries: Any = None,
+        key: OptionalKey = None,
+    ) -> Float[Array, "b h w k"]:
+        size = maps[0].shape[1:3]
+        x = jnp.concatenate([resize_bilinear(x, size) for x in maps], axis=-1)
+        return self.linear(self.norm(x))
+
+    def scores(
+        self, predictions: Float[Array, "b h w k"], size: tuple[int, int]
+    ) -> Float[Array, "b _h _w k"]:
+        """Class logits of every pixel of an image of this size."""
+        return resize_bilinear(predictions.astype(jnp.float32), size)
+
+    def loss(
+        self,
+        predictions: Float[Array, "b _h _w k"],
+        labels: Int[Array, "b h w"],
+        key: OptionalKey = None,
+    ) -> dict[str, Float[Array, ""]]:
+        """Cross-entropy at the labels' size; 255 is ignored."""
+        return {"loss_seg": cross_entropy(predictions, labels)}
