@@ -38,7 +38,7 @@ class Holder(nnx.Module):
 def attend(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     read = deformable_attention(
         inputs["value"],
-        config["spatial_shapes"],
+        [(rows, columns) for rows, columns in config["spatial_shapes"]],
         inputs["sampling_locations"],
         inputs["attention_weights"],
     )
@@ -162,7 +162,7 @@ def assigned(queries: Any, present: Any, num_queries: int) -> Any:
     """For each query the place of its class among those present, from 1; 0 for no object."""
     places = jnp.where(present, jnp.cumsum(present, axis=1), 0)
     hot = queries[..., None] == jnp.arange(num_queries)[None, None]
-    return (hot * places[..., None]).sum(axis=1)
+    return jnp.where(hot, places[..., None], 0).sum(axis=1)
 
 
 def layer_loss(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:

@@ -15,7 +15,7 @@ from vadapt import remat
 from vadapt.backbones.layers import LayerNorm, OptionalKey, uniform
 from vadapt.backbones.positions import sine_positions
 from vadapt.errors import ConfigError
-from vadapt.heads.pixel_decoder import NUM_LEVELS, FeedForward, Map, PixelDecoder
+from vadapt.heads.pixel_decoder import NUM_LEVELS, FeedForward, Map, PixelDecoder, size_of
 from vadapt.losses import mask2former as losses
 from vadapt.losses.segmentation import resize_bilinear
 from vadapt.partition import Head, mark
@@ -50,6 +50,7 @@ class Attention(nnx.Module):
             blocked: the keys that a query does not see, for all heads.
         """
         kernels = jnp.split(self.in_proj.kernel[...], 3, axis=1)
+        assert self.in_proj.bias is not None
         biases = jnp.split(self.in_proj.bias[...], 3)
         q, k, v = (
             rearrange(
@@ -181,7 +182,7 @@ class Mask2FormerHead(nnx.Module):
         sources = [self._source(memory, i) for i, memory in enumerate(memories)]
         # Resizing masks is resizing what they are products of.
         small = [
-            resize_bilinear(features.astype(jnp.float32), memory.shape[1:3]) for memory in memories
+            resize_bilinear(features.astype(jnp.float32), size_of(memory)) for memory in memories
         ]
         found = [self._predict(x, features)]
         for i, layer in enumerate(self.layers):
@@ -203,22 +204,25 @@ class Mask2FormerHead(nnx.Module):
 
     def _first(self, queries: Array | None) -> tuple[Array, Array]:
         """Contents and positions of the queries."""
-        if (queries is not None) != self.linked:
+        if (queries is None) == self.linked:
             raise ConfigError(
-                "this head has its own queries; build it with linked=True for others"
-                if queries is not None
-                else "this head has no queries: call it with some, or build it with linked=False"
+                "this head has no queries: call it with some, or build it with linked=False"
+                if self.linked
+                else "this head has its own queries; build it with linked=True for others"
             )
-        places = self.query_embed[...] if queries is None else queries
+        own = self.query_embed
+        places = queries if own is None else own[...]
+        assert places is not None
         if self.queries_to_feat is not None:
             return self.queries_to_feat(places), places
-        if places.shape[0] != self.num_queries:
-            raise ConfigError(f"{places.shape[0]} queries for a head of {self.num_queries}")
+        assert self.query_feat is not None
+        if len(places) != self.num_queries:
+            raise ConfigError(f"{len(places)} queries for a head of {self.num_queries}")
         return self.query_feat[...], places
 
     def _source(self, memory: Map, level: int) -> tuple[Array, Array]:
         """Keys and values of a level's map."""
-        size, width = memory.shape[1:3], memory.shape[3]
+        size, width = size_of(memory), memory.shape[3]
         values = rearrange(memory, "b h w d -> b (h w) d")
         values = values + jnp.broadcast_to(self.level_embed[...][level], values.shape)
         positions = jnp.asarray(sine_positions(width, size).reshape(-1, width), values.dtype)

@@ -205,7 +205,7 @@ class PixelDecoder(nnx.Module):
         self.output = NormedConv(width, width, 3, num_groups, use_bias=False, rngs=rngs)
         self.mask_feature = nnx.Conv(width, outputs, (1, 1), kernel_init=CAFFE2_XAVIER, rngs=rngs)
 
-    def __call__(self, maps: Sequence[Map]) -> tuple[Map, tuple[Map, Map, Map]]:
+    def __call__(self, maps: Sequence[Map]) -> tuple[Map, tuple[Map, ...]]:
         """Mask features of stride 4, and maps of strides 32, 16, 8.
 
         Args:
@@ -214,7 +214,7 @@ class PixelDecoder(nnx.Module):
         fine, *coarse = maps
         levels = [conv(x) for conv, x in zip(self.input_convs, reversed(coarse), strict=True)]
         b, *_, width = levels[0].shape
-        sizes = Sizes(x.shape[1:3] for x in levels)
+        sizes = Sizes(map(size_of, levels))
         x = jnp.concatenate([x.reshape(b, -1, width) for x in levels], axis=1)
         encoding = [
             jnp.asarray(sine_positions(width, size).reshape(-1, width), x.dtype)
@@ -231,8 +231,14 @@ class PixelDecoder(nnx.Module):
             for y, size in zip(jnp.split(x, ends, axis=1), sizes, strict=True)
         )
         y = self.lateral(fine)
-        y = jax.nn.relu(self.output(y + resize_bilinear(memories[-1], y.shape[1:3])))
+        y = jax.nn.relu(self.output(y + resize_bilinear(memories[-1], size_of(y))))
         return self.mask_feature(y), memories
+
+
+def size_of(x: Map) -> tuple[int, int]:
+    """Rows and columns of a map."""
+    _, height, width, _ = x.shape
+    return height, width
 
 
 def centres(size: tuple[int, int]) -> Float[np.ndarray, "n 2"]:

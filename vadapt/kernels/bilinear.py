@@ -12,17 +12,48 @@ from vadapt.errors import ShapeError
 def sample(maps: Float[Array, "n h w c"], points: Float[Array, "n p 2"]) -> Float[Array, "n p c"]:
     """Maps read at points between their pixels, in float32.
 
-    The four pixels around a place lie side by side in one table, so that a point costs one row.
+    Only its arguments are kept for the backward pass.
 
     Args:
         points: (x, y) in 0 to 1 from the corners of a map, so that pixel (0, 0) has its centre at
             (0.5 / w, 0.5 / h); others lie outside, where all is zero.
     """
+    # Rows of a single number are what TPUs take slowest, and products with it what they do best.
+    tpu = multiplied if maps.shape[-1] == 1 else gathered
+
+    def either(maps: Array, points: Array) -> Array:
+        return jax.lax.platform_dependent(maps, points, tpu=tpu, default=gathered)
+
+    maps, points = jnp.asarray(maps, jnp.float32), jnp.asarray(points, jnp.float32)
+    return jax.checkpoint(either)(maps, points)
+
+
+def gathered(maps: Float[Array, "n h w c"], points: Float[Array, "n p 2"]) -> Float[Array, "n p c"]:
+    """`sample` by a table of the four pixels around each place, so that a point costs one row."""
     n, h, w, c = maps.shape
     rows = around(maps).reshape(n, -1, 4, c)
     place, weights = places(points, (h, w))
     found = jnp.take_along_axis(rows, place[..., None, None], axis=1, mode="clip")
-    return jnp.einsum("npkc,npk->npc", found.astype(jnp.float32), weights, precision="highest")
+    return jnp.einsum("npkc,npk->npc", found, weights, precision="highest")
+
+
+def multiplied(
+    maps: Float[Array, "n h w c"], points: Float[Array, "n p 2"]
+) -> Float[Array, "n p c"]:
+    """`sample` by products with all columns, then with all rows."""
+    _, h, w, _ = maps.shape
+    column, row = hat(points[..., 0], w, axis=2), hat(points[..., 1], h, axis=2)
+    lines = jnp.einsum("npx,nyxc->npyc", column, maps, precision="highest")
+    return (lines * row[..., None]).sum(axis=2)
+
+
+def hat(x: Float[Array, "*n"], size: int, *, axis: int) -> Float[Array, "*m"]:
+    """Each pixel's share of a place on a side of `size` pixels, along a new axis."""
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    shape = [size if i == axis else 1 for i in range(x.ndim + 1)]
+    past = jnp.expand_dims(x * size - 0.5, axis) - pixels.reshape(shape)
+    before = jnp.where((past >= -1) & (past < 0), 1 + past, 0.0)
+    return jnp.where((past >= 0) & (past < 1), 1 - past, before)
 
 
 def sample_labels(
@@ -36,7 +67,8 @@ def sample_labels(
     Raises:
         ShapeError: more than 255 classes, which a byte does not hold.
     """
-    place, weights = places(points, labels.shape[1:])
+    _, h, w = labels.shape
+    place, weights = places(points, (h, w))
     found = corner_labels(labels, place, num_classes)
     hot = jax.nn.one_hot(found, num_classes, dtype=jnp.float32)
     return jnp.einsum("npck,npc->npk", hot, weights, precision="highest")
@@ -47,10 +79,11 @@ def sample_label(
 ) -> Float[Array, "n k p"]:
     """As `sample_labels`, where points [:, k] are for class k alone."""
     n, num_classes, p, _ = points.shape
-    place, weights = places(points.reshape(n, -1, 2), labels.shape[1:])
+    _, h, w = labels.shape
+    place, weights = places(points.reshape(n, -1, 2), (h, w))
     found = corner_labels(labels, place, num_classes).reshape(n, num_classes, p, 4)
     same = found == jnp.arange(num_classes)[None, :, None, None]
-    return (weights.reshape(found.shape) * same).sum(axis=-1)
+    return jnp.where(same, weights.reshape(found.shape), 0.0).sum(axis=-1)
 
 
 def corner_labels(

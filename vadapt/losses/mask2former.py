@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vadapt.errors import ConfigError
 from vadapt.kernels import bilinear
 
 Loss = dict[str, Float[Array, ""]]
@@ -64,6 +65,9 @@ def mask2former_loss(
         key: draws the points, unless they are given.
         points: with a leading axis of predictions.
 
+    Raises:
+        ConfigError: neither key nor points.
+
     Returns:
         "loss_cls", "loss_mask" and "loss_dice" of the last prediction, "d0.loss_cls" and so on of
         those before.
@@ -73,6 +77,8 @@ def mask2former_loss(
     classes, masks = classes.astype(jnp.float32), masks.astype(jnp.float32)
     depth, batch, _, num_classes = classes.shape[0], *classes.shape[1:3], classes.shape[3] - 1
     if points is None:
+        if key is None:
+            raise ConfigError("points are drawn from a key; give one, or the points")
         keys = jax.random.split(key, depth)
         points = jax.vmap(lambda key: draw_points(key, batch, num_classes, settings))(keys)
     present = classes_present(labels, num_classes)
@@ -86,7 +92,7 @@ def mask2former_loss(
 
     costs = jax.lax.map(cost, jax.lax.stop_gradient((classes, masks, points.matching)))
     queries = match(costs, jnp.broadcast_to(present[None], (depth, *present.shape)))
-    found = jax.lax.map(jax.checkpoint(terms), (classes, masks, queries, points))
+    found = jax.lax.map(terms, (classes, masks, queries, points))
     names = [f"d{i}." for i in range(depth - 1)] + [""]
     return {
         f"{name}{term}": values[i] for i, name in enumerate(names) for term, values in found.items()
@@ -96,7 +102,7 @@ def mask2former_loss(
 def draw_points(key: Key[Array, ""], batch: int, num_classes: int, settings: Settings) -> Points:
     """Uniform points for one prediction."""
     number, chosen = settings.num_points, settings.num_chosen
-    shapes = Points(
+    shapes = (
         (batch, number, 2),
         (batch, num_classes, int(settings.oversampling * number), 2),
         (batch, num_classes, number - chosen, 2),
@@ -179,7 +185,7 @@ def layer_loss(
     overlap = 2.0 * (shares * targets).sum(axis=-1) + 1.0
     dice = 1.0 - overlap / (shares.sum(axis=-1) + targets.sum(axis=-1) + 1.0)
     # An image without any class counts as one mask.
-    number = jnp.maximum(present.sum(axis=-1), 1).sum()
+    number = jnp.maximum(present.sum(axis=-1), 1).sum().astype(jnp.float32)
     return {
         "loss_cls": settings.class_weight * _class_loss(classes, queries, present, settings),
         "loss_mask": settings.mask_weight * jnp.where(present, entropy, 0.0).sum() / number,
