@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vadapt.backbones.convolutions import BatchNorm
 from vadapt.backbones.layers import OptionalKey
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
 from vadapt.partition import Head, mark
@@ -26,9 +27,7 @@ class LinearHead(nnx.Module):
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
-        self.norm = nnx.BatchNorm(
-            sum(widths), dtype=jnp.float32, use_running_average=True, rngs=rngs
-        )
+        self.norm = BatchNorm(sum(widths), rngs=rngs)
         init = nnx.initializers.normal(0.01)
         self.linear = nnx.Linear(sum(widths), num_classes, kernel_init=init, rngs=rngs)
         mark(self, Head)

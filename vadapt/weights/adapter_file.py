@@ -16,7 +16,17 @@ from flax import nnx
 from vadapt import __version__
 from vadapt.backbones.families import Statistics
 from vadapt.errors import WeightsError
-from vadapt.partition import DEFAULT, Frozen, Statistic, Trainable, Tree, flatten, split, variables
+from vadapt.partition import (
+    DEFAULT,
+    Frozen,
+    Partition,
+    Statistic,
+    Trainable,
+    Tree,
+    flatten,
+    split,
+    variables,
+)
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
@@ -76,7 +86,9 @@ def save_adapter(
     statistics: Any = None,
     **extra: Any,
 ) -> None:
-    """Writes the trainable part of a model, heads included, as `.safetensors`; nothing else.
+    """Writes what a model learns, heads included, as `.safetensors`; nothing else.
+
+    That is its trainable part, and the running statistics of norms that train.
 
     Args:
         model: usually a backbone, or a model with one as its `backbone` under a head.
@@ -87,7 +99,7 @@ def save_adapter(
         extra: what else the file should say of itself; any JSON.
     """
     parts = split(model, trainable)
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten(parts.trainable).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in _learned(model, parts).items()}
     grafted = getattr(getattr(model, "backbone", model), "grafted", ())
     methods = [dict(one) for one in grafted] if method is None else method
     if isinstance(methods, list) and len(methods) == 1:
@@ -158,6 +170,18 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
     write_arrays(path, arrays, {"vadapt": __version__})
 
 
+def _learned(model: nnx.Module, parts: Partition) -> dict[str, Any]:
+    """What trains, and the running statistics that stand beside it in a norm."""
+    trained = flatten(parts.trainable)
+    norms = {name.rpartition("/")[0] for name in trained}
+    statistics = {
+        name: value[...]
+        for name, value in variables(model).items()
+        if isinstance(value, Statistic) and name.rpartition("/")[0] in norms
+    }
+    return trained | statistics
+
+
 def load_adapter(
     model: nnx.Module, source: str | Path, *, trainable: Trainable | None = None
 ) -> None:
@@ -183,7 +207,7 @@ def load_adapter(
             "first"
         )
     arrays = read_arrays(info.path)
-    wanted = {name: leaf.shape for name, leaf in flatten(parts.trainable).items()}
+    wanted = {name: leaf.shape for name, leaf in _learned(model, parts).items()}
     found = {name: array.shape for name, array in arrays.items()}
     if not wanted and found:
         raise WeightsError(
