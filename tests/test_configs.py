@@ -20,7 +20,10 @@ def shrunk(name, arg):
     config.total_steps = min(config.total_steps, 2)
     config.batch_size = 8
     config.data.num_scenes = 16
-    config.eval.probe_scenes = 8
+    if "probe_scenes" in config.eval:
+        config.eval.probe_scenes = 8
+    for changes in config.get("test", {}).values():
+        changes.num_scenes = 4
     config.run.log_every = config.run.checkpoint_every = 1
     return config
 
@@ -30,7 +33,8 @@ def test_every_config_trains_on_scenes(name, tmp_path):
     config = shrunk(name, "scenes")
     result = run(config, tmp_path)
     assert result["steps"] == 2
-    assert {"probe/frozen", "probe/adapted", "trainable_parameters"} <= set(result)
+    scores = {"mean/miou/adapted"} if "test" in config else {"probe/frozen", "probe/adapted"}
+    assert {*scores, "trainable_parameters"} <= set(result)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert (tmp_path / "adapter.safetensors").is_file()
     assert list((tmp_path / "pictures").glob("*.png"))

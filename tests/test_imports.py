@@ -22,7 +22,7 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
-    {"main", "plan"},
+    {"main", "plan", "predict"},
 ]
 # Rooms that the plan keeps apart though their floors would allow it.
 FORBIDDEN = {

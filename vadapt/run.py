@@ -69,9 +69,12 @@ def run(
     outcome = fit(task, config, workdir, stop_at=stop_at, devices=devices, checkpoints=checkpoints)
     if not outcome.finished:
         return {}
-    _say("scoring the model before and after ...")
-    scores = {"frozen": task.evaluate(outcome.initial)}
-    scores["adapted"] = task.evaluate(outcome.model) if outcome.steps else scores["frozen"]
+    _say("scoring the model ...")
+    scores = {}
+    if getattr(task, "judges_initial", True):
+        scores["frozen"] = task.evaluate(outcome.initial)
+    same = "frozen" in scores and not outcome.steps
+    scores["adapted"] = scores["frozen"] if same else task.evaluate(outcome.model)
     if config.baselines and not evaluating:
         _say("baseline: the same run, with everything trained")
         baseline = full_training(config)
@@ -172,7 +175,8 @@ def _export(task: Any, config: Config, outcome: Outcome, path: Path) -> None:
         method=config.method.to_dict(),
         backbone=config.model.backbone,
         weights=config.model.weights,
-        statistics=np.broadcast_to([[config.data.mean], [config.data.std]], (2, 3)).tolist(),
+        classes=getattr(task, "classes", ()),
+        statistics=[np.broadcast_to(x, 3).tolist() for x in (config.data.mean, config.data.std)],
     )
     if config.run.save_model:
         save_model(path.with_name("model.safetensors"), outcome.model, config.run.save_model)

@@ -8,7 +8,11 @@ from typing import Any
 from vadapt.errors import ConfigError, nearest
 
 # config.task.name -> the class that trains it.
-TASKS = {"mae": "vadapt.tasks.mae:MAETask", "milan": "vadapt.tasks.milan:MILANTask"}
+TASKS = {
+    "mae": "vadapt.tasks.mae:MAETask",
+    "milan": "vadapt.tasks.milan:MILANTask",
+    "segmentation": "vadapt.tasks.segmentation:SegmentationTask",
+}
 
 
 def make_task(config: Any) -> Any:

@@ -1,0 +1,141 @@
+"""Segmentation: a user's folder trained on and predicted, the step, and exact testing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import linear_dinov2
+from vadapt import predict
+from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
+from vadapt.errors import ConfigError
+from vadapt.metrics.segmentation import confusion_matrix, mean_iou
+from vadapt.partition import flatten, split
+from vadapt.run import run
+from vadapt.tasks import labelled
+from vadapt.tasks.segmentation import SegmentationTask
+
+
+def scenes(**changes):
+    config = linear_dinov2.get_config("scenes")
+    config.batch_size, config.data.num_scenes, config.eval.batch = 4, 12, 4
+    for name in config.test:
+        config.test[name].num_scenes = 6
+    config.update(changes)
+    return config
+
+
+def write_folder(root):
+    """Scenes as a user's folder: images and masks of two sizes in two splits."""
+    for split_name, seed, number in (("train", 0, 24), ("val", 7, 5)):
+        for i in range(number):
+            height, width = (48, 64) if i % 2 else (56, 48)
+            options = SceneOptions(height=height, width=width)
+            record = Scenes(number, fields=("image", "mask"), seed=seed, options=options)[i]
+            for folder, array in (("images", record["image"]), ("masks", record["mask"])):
+                path = root / folder / split_name / f"{i:02}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    (root / "dataset.yaml").write_text(f"classes: [{', '.join(CLASSES)}]\n")
+
+
+def folder_config(root):
+    """The quick start for a folder, with the micro backbone and the size of a toy."""
+    config = linear_dinov2.get_config()
+    config.total_steps, config.batch_size = 30, 8
+    data = config.data
+    data.path, data.image_size = str(root), (48, 48)
+    data.short_edges, data.longest = (48, 64), 128
+    data.test_longest, data.test_shortest = 96, 48
+    config.model.backbone, config.model.weights = "vit_micro", "vit_micro_scenes"
+    config.model.options = ConfigDict({"positions": "sincos"})
+    config.model.allow_unexpected = ("decoder/.*",)
+    config.task.layers = (5,)
+    config.optimizer.base_lr = 0.3
+    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
+    config.eval.crop, config.eval.batch, config.eval.windows = (48, 48), 2, 2
+    config.eval.every = config.run.checkpoint_every = 30
+    return config
+
+
+def test_a_users_folder_is_trained_on_and_predicted(tmp_path, capsys):
+    write_folder(tmp_path / "data")
+    result = run(folder_config(tmp_path / "data"), tmp_path / "run")
+    assert result["val/miou/adapted"] > 15  # percent; chance is below 3
+    assert (tmp_path / "run" / "pictures" / "segmentation_000030.png").exists()
+    images = tmp_path / "data" / "images" / "val"
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--images={images}", f"--out={tmp_path / 'out'}"]
+    assert predict.main(arguments) == 0
+    assert "5 images" in capsys.readouterr().out
+    found = np.zeros((len(CLASSES),) * 2, np.int64)
+    for path in sorted(images.iterdir()):
+        labels = np.asarray(Image.open(tmp_path / "out" / "labels" / path.name))
+        truth = np.asarray(Image.open(tmp_path / "data" / "masks" / "val" / path.name))
+        overlay = Image.open(tmp_path / "out" / "overlays" / f"{path.stem}.jpg")
+        assert labels.shape == truth.shape == overlay.size[::-1]
+        found += np.asarray(confusion_matrix(jnp.asarray(labels), jnp.asarray(truth), len(CLASSES)))
+    # What the run reported, from the files that a user gets.
+    assert 100 * mean_iou(found) == pytest.approx(result["val/miou/adapted"], abs=0.5)
+
+
+def test_predicting_needs_a_finished_run_of_a_segmentation(tmp_path, capsys):
+    arguments = [f"--workdir={tmp_path}", f"--images={tmp_path}", f"--out={tmp_path}"]
+    assert predict.main(arguments) == 1
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_only_the_head_learns_and_every_term_is_reported():
+    task = SegmentationTask(scenes())
+    model = task.build()
+    parts = split(model)
+    assert {path.split("/")[0] for path in flatten(parts.trainable)} == {"head"}
+    batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
+    shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert shapes == {k: (v.shape, v.dtype) for k, v in task.batch_shapes().items()}
+    loss, terms = task.loss(model, batch, jax.random.key(0))
+    assert set(terms) == {"loss_seg"}
+    np.testing.assert_allclose(loss, np.log(len(CLASSES)), atol=0.5)
+
+
+def test_testing_counts_every_element_once_whatever_fills_batches_up():
+    config = scenes()
+    task = SegmentationTask(config)
+    model = task.build()
+    data = labelled.test_sets(config)["other"]
+    source = labelled.make_source(data)
+    batches = list(labelled.test_batches(data, source, 4))
+    assert [int(batch["valid"].sum()) for batch in batches] == [4, 2]
+    whole = np.zeros((len(CLASSES),) * 2, np.int64)
+    for i in range(len(source)):
+        found = task.predict(model, source[i]["image"][None])
+        truth = jnp.asarray(source[i]["mask"])[None]
+        whole += np.asarray(confusion_matrix(jnp.asarray(found), truth, len(CLASSES)))
+    scores = task.evaluate(model)
+    assert scores["other/miou"] == pytest.approx(100 * mean_iou(whole), abs=1e-3)
+    assert set(scores) >= {"clean/miou", "mean/miou", "mean/aacc"}
+
+
+def test_padding_is_exactly_zero_to_the_model():
+    data = linear_dinov2.get_config().data
+    images = jnp.full((1, 4, 6, 3), 124, jnp.uint8)
+    pixels = labelled.normalise(data, images, jnp.asarray([[3, 4]]))
+    assert float(jnp.abs(pixels[0, 3:]).max()) == float(jnp.abs(pixels[0, :, 4:]).max()) == 0.0
+    assert float(jnp.abs(pixels[0, :3, :4]).min()) > 0.0
+
+
+def test_sources_and_classes_that_are_not_there_are_said(tmp_path):
+    config = linear_dinov2.get_config()
+    with pytest.raises(ConfigError, match=r"--config\.data\.path=ROOT"):
+        labelled.make_source(config.data)
+    write_folder(tmp_path)
+    (tmp_path / "dataset.yaml").unlink()
+    config.data.path = str(tmp_path)
+    task = SegmentationTask(config)
+    with pytest.raises(ConfigError, match=r"--config\.data\.num_classes"):
+        task.build()
+    config.data.num_classes = 3
+    assert task.classes == ("0", "1", "2")
+    with pytest.raises(ValueError, match="unknown argument"):
+        linear_dinov2.get_config("tiny")

@@ -1,0 +1,182 @@
+"""Images with labelled pixels: what `config.data` and `config.test` of a segmentation name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from vadapt.data.label_maps import class_colours
+from vadapt.data.photometric import PhotometricDistortion
+from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
+from vadapt.data.segmentation import Segmentation
+from vadapt.data.segmentation_transforms import PadTo, RandomCrop, RandomShortEdge, ResizeToFit
+from vadapt.data.sources import Record, Source
+from vadapt.data.stream import Stream, make_stream
+from vadapt.data.transforms import HorizontalFlip, Transform
+from vadapt.errors import ConfigError, nearest
+from vadapt.tasks.inputs import blank_padding
+
+SOURCES = ("scenes", "segmentation")
+
+
+def make_source(data: Any) -> Source:
+    """The images and labels that `config.data` names.
+
+    Fields: `source` ("segmentation": folders; or "scenes"), `path`, `split` and `layout` (see
+    `vadapt.data.segmentation.Segmentation`), and for scenes `num_scenes`, `view`, `domain`,
+    `image_size`, `scene_seed`.
+
+    Raises:
+        ConfigError: an unknown source, or folders without a path.
+    """
+    if data.source == "scenes":
+        height, width = data.image_size
+        return Scenes(
+            data.num_scenes,
+            view=data.view,
+            fields=("image", "mask"),
+            seed=data.scene_seed,
+            options=SceneOptions(height=height, width=width, domain=data.domain),
+        )
+    if data.source == "segmentation":
+        if not data.path:
+            raise ConfigError("config.data.source is 'segmentation': give --config.data.path=ROOT")
+        return Segmentation(data.path, data.split, layout=data.layout or None)
+    raise ConfigError(
+        f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
+    )
+
+
+def classes_of(data: Any, source: Any) -> tuple[str, ...]:
+    """Names of the classes; where nothing names them, numbers up to `num_classes`.
+
+    Raises:
+        ConfigError: nothing says how many there are.
+    """
+    if isinstance(source, Scenes):
+        return tuple(CLASSES)
+    if source.classes:
+        return tuple(source.classes)
+    if not data.num_classes:
+        raise ConfigError(
+            f"nothing says which classes {data.path!r} has: name them in its dataset.yaml, or give "
+            "--config.data.num_classes"
+        )
+    return tuple(str(number) for number in range(data.num_classes))
+
+
+def palette_of(source: Any) -> UInt8[np.ndarray, "k 3"]:
+    """A colour a class."""
+    return class_colours(len(CLASSES)) if isinstance(source, Scenes) else source.palette
+
+
+def training_stream(config: Any, source: Source) -> Stream:
+    """Batches of this process: resized, cropped, flipped half of the time, colours distorted.
+
+    Fields of `config.data`: `image_size` (of crops), `short_edges` (to one of which images are
+    resized at random; none: as they are) and `longest`, `max_share` (of one class in a crop),
+    `distort`, `mean`, `max_corrupt`.
+    """
+    data, size = config.data, tuple(config.data.image_size)
+    transforms: list[Transform] = []
+    if data.short_edges:
+        transforms.append(RandomShortEdge(tuple(data.short_edges), data.longest))
+    transforms += [RandomCrop(size, data.max_share), HorizontalFlip()]
+    if data.distort:
+        transforms.append(PhotometricDistortion())
+    mean = np.broadcast_to(np.asarray(data.mean) * 255, 3).round().astype(int)
+    transforms.append(PadTo(size, tuple(mean.tolist())))
+    return make_stream(
+        source,
+        transforms,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        max_corrupt=data.max_corrupt,
+        fields=("image", "mask", "size"),
+    )
+
+
+def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a whole batch of `training_stream`."""
+    data, number = config.data, config.batch_size
+    channels = 1 if data.source == "scenes" and data.view == "thermal" else 3
+    return {
+        "image": jax.ShapeDtypeStruct((number, *data.image_size, channels), jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((number, *data.image_size), jnp.uint8),
+        "size": jax.ShapeDtypeStruct((number, 2), jnp.int32),
+    }
+
+
+def normalise(
+    data: Any, images: UInt8[Array, "b h w c"], sizes: Int[Array, "b 2"] | None = None
+) -> Float[Array, "b h w 3"]:
+    """Images as the model sees them: less `data.mean`, over `data.std`, padding exactly zero.
+
+    Args:
+        sizes: (height, width) of the images without their padding.
+    """
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (data.mean, data.std))
+    pixels = images.astype(jnp.float32) / 255.0
+    pixels = (pixels - jnp.broadcast_to(mean, pixels.shape)) / jnp.broadcast_to(std, pixels.shape)
+    pixels = jnp.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+    return pixels if sizes is None else blank_padding(pixels, sizes)
+
+
+def test_sets(config: Any) -> dict[str, ConfigDict]:
+    """For each name in `config.test` the fields of `config.data`, changed as it says."""
+    return {
+        name: ConfigDict({**config.data.to_dict(), **changes.to_dict()})
+        for name, changes in config.test.items()
+    }
+
+
+def test_batches(data: Any, source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All elements once, this process's share: batches of one size, the last one filled up.
+
+    Images are resized to fit (`data.test_longest`, `data.test_shortest`; 0: as they are); labels
+    keep their size. "valid" is False for rows that fill a batch up.
+    """
+    mine = range(jax.process_index(), len(source), jax.process_count())
+    fit = (
+        ResizeToFit(data.test_longest, data.test_shortest, masks=False)
+        if data.test_longest
+        else None
+    )
+    rng = np.random.default_rng(0)
+    waiting: dict[Any, list[Record]] = {}
+    for index in mine:
+        record = dict(source[index])
+        record = record if fit is None else fit(record, rng)
+        key = (record["image"].shape, record["mask"].shape)
+        waiting.setdefault(key, []).append(record)
+        if len(waiting[key]) == batch_size:
+            yield _batch(waiting.pop(key), batch_size)
+    for records in waiting.values():
+        yield _batch(records, batch_size)
+
+
+def _batch(records: list[Record], size: int) -> dict[str, np.ndarray]:
+    lacking = size - len(records)
+    filled = records + [records[-1]] * lacking
+    return {
+        "image": np.stack([record["image"] for record in filled]),
+        "mask": np.stack([record["mask"] for record in filled]),
+        "valid": np.arange(size) < len(records),
+    }
+
+
+def with_progress(batches: Iterable[Any], title: str) -> Iterator[Any]:
+    """The same, counted aloud by process 0 of a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    quiet = jax.process_index() > 0 or not Console().is_terminal
+    yield from track(batches, title, disable=quiet, transient=True)

@@ -1,0 +1,214 @@
+"""Semantic segmentation: a head on a backbone, adapted or not, trained here and tested anywhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Key, UInt8
+
+from vadapt import models
+from vadapt.adapters import rein
+from vadapt.backbones.layers import OptionalKey
+from vadapt.backbones.staged import Staged
+from vadapt.data.sources import Source
+from vadapt.data.stream import Stream
+from vadapt.drawing import colour_mask, contact_sheet
+from vadapt.heads import segmentation_head
+from vadapt.metrics.segmentation import Confusion, domain_scores
+from vadapt.necks.pyramid import pyramid
+from vadapt.tasks import labelled
+from vadapt.tasks.sliding import Inference
+
+
+class Segmenter(nnx.Module):
+    """A backbone, and a head that reads its maps.
+
+    Args:
+        layers: numbers of the blocks (of stages, for backbones of stages) whose maps the head gets.
+        norm: whether the backbone's last norm acts on them.
+        as_pyramid: four maps of one stride become a pyramid: 4, 2, 1 and half the size.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        head: Any,
+        *,
+        layers: tuple[int, ...],
+        norm: bool = False,
+        as_pyramid: bool = False,
+    ):
+        self.backbone, self.head = backbone, head
+        self.layers, self.norm, self.as_pyramid = layers, norm, as_pyramid
+
+    def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Any:
+        """The head's predictions; a key makes the call a training one."""
+        maps = self.backbone.features(images, self.layers, as_grid=True, norm=self.norm)
+        maps = pyramid(maps) if self.as_pyramid else maps
+        linked = getattr(self.head, "linked", False)
+        return self.head(maps, rein.queries(self.backbone) if linked else None, key)
+
+    def scores(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
+        """Scores of every class at every pixel."""
+        _, height, width, _ = images.shape
+        return self.head.scores(self(images), (height, width))
+
+
+class SegmentationTask:
+    """Trains a head, and what the partition says of the backbone, on labelled pixels.
+
+    Reads `config.data` (to train on), `config.test` (data sets by name; each differs from
+    `config.data` in the fields that it gives), `config.model`, `config.method`, `config.head`,
+    `config.task` and `config.eval`.
+    """
+
+    judges_initial = False  # a new head knows nothing
+
+    def __init__(self, config: Any):
+        self.config = config
+        settings = config.eval
+        self.inference = Inference(
+            crop=tuple(settings.crop) or None,
+            stride=tuple(settings.stride) or None,
+            windows=settings.windows,
+            scales=tuple(settings.scales),
+            flip=settings.flip,
+        )
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """What is trained on."""
+        return labelled.make_source(self.config.data)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the head's outputs."""
+        return labelled.classes_of(self.config.data, self.source)
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "k 3"]:
+        """A colour a class."""
+        return labelled.palette_of(self.source)
+
+    def build(self, *, pretrained: bool = True) -> Segmenter:
+        """The model with its pretrained weights, the method grafted in, and a new head.
+
+        Args:
+            pretrained: False leaves every weight at random and reads no file.
+        """
+        config, rngs = self.config, nnx.Rngs(self.config.seed)
+        # Without data, to plan, a number of classes that is often met: ADE20K's.
+        number = len(self.classes) if pretrained else config.data.num_classes or 150
+        options = {"image_size": tuple(config.data.image_size), **config.model.options}
+        backbone = models.create(config.model.backbone, rngs=rngs, **options)
+        if pretrained:
+            models.load(backbone, config.model)
+        backbone = models.graft(backbone, config.method, seed=config.seed)
+        layers, staged = tuple(config.task.layers), isinstance(backbone, Staged)
+        widths = [backbone.widths[i] if staged else backbone.width for i in layers]
+        settings = dict(config.head)
+        name = settings.pop("name")
+        return Segmenter(
+            backbone,
+            segmentation_head(name, widths, number, **settings, rngs=rngs),
+            layers=layers,
+            norm=config.task.norm,
+            as_pyramid=config.task.pyramid,
+        )
+
+    def stream(self) -> Stream:
+        """Training batches: {"image": uint8 [b, h, w, c], "mask": uint8 [b, h, w], "size"}."""
+        return labelled.training_stream(self.config, self.source)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a whole batch of `stream` looks like, without reading any data."""
+        return labelled.batch_shapes(self.config)
+
+    def loss(
+        self, model: Segmenter, batch: dict[str, Array], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The sum of the head's terms for one batch, and the terms by name."""
+        forward_key, loss_key = jax.random.split(key)
+        model.head.train()  # its norms take the batch's statistics; the backbone's never do
+        images = labelled.normalise(self.config.data, batch["image"], batch["size"])
+        predictions = model(images, forward_key)
+        terms = model.head.loss(predictions, batch["mask"].astype(jnp.int32), loss_key)
+        model.head.eval()
+        return sum(terms.values(), jnp.zeros(())), terms
+
+    def evaluate(self, model: Segmenter) -> dict[str, float]:
+        """mIoU, mean class accuracy and pixel accuracy of every test set, in percent."""
+        graph, state = nnx.split(model)
+        tree = nnx.to_pure_dict(state)
+        matrices = {}
+        for name, data in labelled.test_sets(self.config).items():
+            matrix = Confusion.empty(len(self.classes))
+            batches = labelled.test_batches(
+                data, labelled.make_source(data), self.config.eval.batch
+            )
+            for batch in labelled.with_progress(batches, f"testing on {name}"):
+                matrix = self._jitted_count(graph, tree, matrix, batch)
+            matrices[name] = (
+                np.asarray(multihost_utils.process_allgather(matrix.counts()))
+                .reshape(-1, *matrix.low.shape)
+                .sum(axis=0)
+            )
+        return domain_scores(matrices)
+
+    def export(self, model: Segmenter) -> nnx.Module:
+        """What people keep: all of it, of which the adapter file holds what was trained."""
+        return model
+
+    def predict(
+        self,
+        model: Segmenter,
+        images: UInt8[np.ndarray, "b h w c"],
+        size: tuple[int, int] | None = None,
+    ) -> UInt8[np.ndarray, "b _ _"]:
+        """The class of every pixel of images of one size; at another (height, width) if given."""
+        graph, state = nnx.split(model)
+        size = (images.shape[1], images.shape[2]) if size is None else size
+        return np.asarray(self._jitted_classes(graph, nnx.to_pure_dict(state), images, size))
+
+    def pictures(
+        self, model: Segmenter, batch: dict[str, np.ndarray]
+    ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """The first images of a batch, each a row of image, labels and predictions."""
+        number = min(self.config.eval.num_pictures, len(batch["image"]))
+        images, masks = batch["image"][:number], batch["mask"][:number]
+        found, palette = self.predict(model, images), self.palette
+        rows = [
+            [image, *(colour_mask(classes, palette) for classes in (mask, prediction))]
+            for image, mask, prediction in zip(images, masks, found, strict=True)
+        ]
+        legend = [(name, tuple(palette[i].tolist())) for i, name in enumerate(self.classes)]
+        titles = ["image", "labels", "predicted"]
+        return {"segmentation": contact_sheet(rows, titles, cell=128, legend=legend)}
+
+    def _classes(self, graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Array:
+        model = nnx.merge(graph, tree)
+        pixels = labelled.normalise(self.config.data, images)
+        return self.inference(model.scores, pixels, size).argmax(axis=-1)
+
+    @functools.cached_property
+    def _jitted_classes(self) -> Callable[..., Any]:
+        def classes(graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Array:
+            return self._classes(graph, tree, images, size).astype(jnp.uint8)
+
+        return jax.jit(classes, static_argnums=(0, 3))
+
+    @functools.cached_property
+    def _jitted_count(self) -> Callable[..., Any]:
+        def count(graph: Any, tree: Any, matrix: Confusion, batch: dict[str, Array]) -> Confusion:
+            _, height, width = batch["mask"].shape
+            found = self._classes(graph, tree, batch["image"], (height, width))
+            return matrix.update(found, batch["mask"], batch["valid"])
+
+        return jax.jit(count, static_argnums=0)
