@@ -30,10 +30,11 @@ _BACKBONES: tuple[Table, ...] = (
     *(RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF),
     *(CONVNEXT, CONVNEXT_MM, CONVNEXT_TIMM, CONVNEXT_HF),
 )
-FAMILIES: tuple[Table, ...] = (REIN, PAD_SEGMENTER, *map(with_rein, _BACKBONES))
+# Among equals the first counts: a trunk alone is a MAE's, not a whole segmenter's.
+FAMILIES: tuple[Table, ...] = (REIN, *map(with_rein, _BACKBONES), PAD_SEGMENTER)
 # What trainers of several processes, and of whole systems, put before every name.
 PREFIXES = ("module.", "backbone.")
-BESIDE = ("decode_head.", "neck.")  # what stands beside `backbone.` in whole systems
+BESIDE = ("decode_head.", "auxiliary_head.", "neck.")  # what stands beside `backbone.` in whole systems
 
 
 def unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
