@@ -34,7 +34,8 @@ _BACKBONES: tuple[Table, ...] = (
 FAMILIES: tuple[Table, ...] = (REIN, *map(with_rein, _BACKBONES), PAD_SEGMENTER)
 # What trainers of several processes, and of whole systems, put before every name.
 PREFIXES = ("module.", "backbone.")
-BESIDE = ("decode_head.", "auxiliary_head.", "neck.")  # what stands beside `backbone.` in whole systems
+# What stands beside `backbone.` in whole systems.
+BESIDE = ("decode_head.", "auxiliary_head.", "neck.")
 
 
 def unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
