@@ -82,6 +82,13 @@ def colour_mask(
     return drawn
 
 
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], painted: UInt8[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Both at half strength."""
+    return ((image.astype(np.uint16) + painted) // 2).astype(np.uint8)
+
+
 def colour_flow(
     flow: Float[np.ndarray, "h w 2"], longest: float | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:

@@ -58,7 +58,7 @@ def predict(workdir: str | Path, images: str | Path, out: str | Path) -> int:
 
     from vadapt.data.segmentation_transforms import ResizeToFit
     from vadapt.data.sources import Folder
-    from vadapt.drawing import colour_mask, to_rgb
+    from vadapt.drawing import colour_mask, overlay, to_rgb
 
     out = Path(out)
     task, model = load_task(Path(workdir))
@@ -72,10 +72,10 @@ def predict(workdir: str | Path, images: str | Path, out: str | Path) -> int:
             record = ResizeToFit(data.test_longest, data.test_shortest)(record, rng)
         labels = task.predict(model, record["image"][None], image.shape[:2])[0]
         name = Path(source.name(index)).relative_to(Path(images)).with_suffix("")
-        both = (to_rgb(image).astype(np.uint16) + colour_mask(labels, palette)) // 2
+        both = overlay(to_rgb(image), colour_mask(labels, palette))
         for folder, picture, suffix in (
             ("labels", labels, ".png"),
-            ("overlays", both.astype(np.uint8), ".jpg"),
+            ("overlays", both, ".jpg"),
         ):
             path = out / folder / f"{name}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)

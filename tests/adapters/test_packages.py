@@ -10,26 +10,14 @@ from tests.adapters.spm_models import (
     CLASSES,
     SMALL,
     Segmenter,
-    all_trunks,
     call,
     run,
-    some_images,
     two_tasks,
     with_logits,
 )
 from vadapt.adapters import packages
 from vadapt.errors import ConfigError
 from vadapt.partition import split
-
-
-@pytest.fixture(scope="module")
-def trunks():
-    return all_trunks()
-
-
-@pytest.fixture(scope="module")
-def images():
-    return some_images()
 
 
 @pytest.fixture(scope="module")

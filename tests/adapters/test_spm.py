@@ -13,14 +13,12 @@ from tests.adapters.spm_models import (
     TOLERANCE,
     TRUNKS,
     Segmenter,
-    all_trunks,
     call,
     draw,
     matcher,
     randomised,
     run,
     seen,
-    some_images,
     trained,
     two_tasks,
 )
@@ -33,17 +31,6 @@ from vadapt.partition import Adapter, count, flatten, merge, split, variables
 from vadapt.remat import rematerialise
 from vadapt.weights.adapter_file import read_info
 from vadapt.weights.load import with_arrays
-
-
-@pytest.fixture(scope="module")
-def trunks():
-    return all_trunks()
-
-
-@pytest.fixture(scope="module")
-def images():
-    return some_images()
-
 
 # Check 1: counts.
 

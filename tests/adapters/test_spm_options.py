@@ -12,29 +12,17 @@ from tests.adapters.spm_models import (
     SMALL,
     TAPS,
     TOLERANCE,
-    all_trunks,
     call,
     draw,
     randomised,
     run,
     seen,
-    some_images,
     unnormed,
 )
 from vadapt.adapters import spm
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
 from vadapt.partition import merge, split
-
-
-@pytest.fixture(scope="module")
-def trunks():
-    return all_trunks()
-
-
-@pytest.fixture(scope="module")
-def images():
-    return some_images()
 
 
 @pytest.mark.parametrize("name", ["vit", "convnext"])

@@ -373,13 +373,13 @@ class Block(nnx.Module):
         return x + self.mlp(x, mlp_key)
 
 
-def block_numbers(layers: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Numbers of blocks, negative ones from the end, as numbers from 0.
+def block_numbers(layers: int | Sequence[int], depth: int, what: str = "blocks") -> tuple[int, ...]:
+    """Numbers of blocks (or of `what`), negative ones from the end, as numbers from 0.
 
     Raises:
         ConfigError: a block number that does not exist.
     """
     wanted = (layers,) if isinstance(layers, int) else tuple(layers)
     if any(not -depth <= layer < depth for layer in wanted):
-        raise ConfigError(f"layers {wanted} of a model with {depth} blocks (0 to {depth - 1})")
+        raise ConfigError(f"layers {wanted} of a model with {depth} {what} (0 to {depth - 1})")
     return tuple(layer % depth for layer in wanted)

@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 
 from vadapt import remat
 from vadapt.backbones.between import Between, begin
-from vadapt.backbones.layers import OptionalKey, split_key
-from vadapt.errors import ConfigError
+from vadapt.backbones.layers import OptionalKey, block_numbers, split_key
 
 
 class Staged(nnx.Module):
@@ -74,11 +73,7 @@ class Staged(nnx.Module):
         Raises:
             ConfigError: a stage number that does not exist.
         """
-        wanted = (layers,) if isinstance(layers, int) else tuple(layers)
-        depth = len(self.stages)
-        if any(not -depth <= layer < depth for layer in wanted):
-            raise ConfigError(f"layers {wanted} of a model with {depth} stages (0 to {depth - 1})")
-        wanted = tuple(layer % depth for layer in wanted)
+        wanted = block_numbers(layers, len(self.stages), "stages")
         keys = iter(split_key(key, sum(map(len, self.stages))))
         outputs: dict[int, Array] = {}
         between, x = between or begin(self.between, images), images

@@ -15,13 +15,13 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 
 from vadapt.data.label_maps import IGNORE
 from vadapt.data.layouts import LAYOUTS
+from vadapt.data.progress import progress_bar
 from vadapt.data.segmentation import Segmentation
 from vadapt.data.transforms import resize_nearest
 from vadapt.errors import VadaptError
@@ -56,7 +56,7 @@ def summarise(source: Segmentation, workers: int | None = None) -> Summary:
     workers = workers or min(16, 2 * (os.cpu_count() or 1))
     zeros = np.zeros(256, np.int64)
     summary = Summary(zeros, zeros.copy(), collections.Counter(), {})
-    with _progress() as progress, ThreadPoolExecutor(workers) as pool:
+    with progress_bar() as progress, ThreadPoolExecutor(workers) as pool:
         bar = progress.add_task(source.path.name, total=len(source))
         try:
             found = pool.map(lambda index: _read(source, index), range(len(source)))
@@ -148,7 +148,9 @@ def draw(path: str, source: Segmentation, skip: Sequence[int] = (), count: int =
         small = resize_nearest(label, (max(round(height * scale), 1), max(round(width * scale), 1)))
         seen |= set(np.unique(label).tolist())
         painted = drawing.colour_mask(label, source.palette)
-        both = _overlay(drawing.to_rgb(image), label, painted)
+        rgb = drawing.to_rgb(image)
+        ignored = (label == IGNORE)[..., None]
+        both = np.where(ignored, rgb, drawing.overlay(rgb, painted))
         rows.append([image, drawing.colour_mask(small, source.palette), both])
         names.append(os.path.basename(record["name"])[-28:])
     legend: list[tuple[str, Sequence[int]]] = [
@@ -164,34 +166,12 @@ def draw(path: str, source: Segmentation, skip: Sequence[int] = (), count: int =
     drawing.save_png(path, sheet)
 
 
-def _overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: Integer[np.ndarray, "h w"],
-    painted: UInt8[np.ndarray, "h w 3"],
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Both at half strength; the image alone where the label is ignored."""
-    mixed = (image.astype(np.uint16) + painted) // 2
-    return np.where((label == IGNORE)[..., None], image, mixed).astype(np.uint8)
-
-
 def _name(source: Segmentation, label: int) -> str:
     return source.classes[label] if label < len(source.classes) else f"class {label}"
 
 
 def _spoken(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]} (height x width)"
-
-
-def _progress() -> Any:
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ import numpy as np
 
 from vadapt.data.decode import decode_image
 from vadapt.data.msip import IMAGES, list_images, list_subsets
+from vadapt.data.progress import progress_bar
 from vadapt.data.roi_table import PACKED, RoiTable
 from vadapt.data.selective_search import PUBLISHED, SearchSettings, find_candidates
 from vadapt.errors import DataError
@@ -62,7 +63,7 @@ def compute(
     ]
     broken: dict[str, str] = {}
     workers = min(workers or os.cpu_count() or 1, max(sum(map(len, todo)) // _CHUNK, 1))
-    with _progress() as progress, _pool(workers) as pool:
+    with progress_bar() as progress, _pool(workers) as pool:
         for folder, journal, names, missing in zip(folders, journals, images, todo, strict=True):
             bar = progress.add_task(
                 folder.name, total=len(names), completed=len(names) - len(missing)
@@ -175,18 +176,6 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _progress() -> Any:
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
 
 
 def _settings(options: argparse.Namespace) -> SearchSettings:

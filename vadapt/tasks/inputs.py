@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,25 +21,30 @@ from vadapt.errors import ConfigError, nearest
 SOURCES = ("scenes", "folder", "msip", "segmentation", "tfds")
 
 
-def make_source(data: Any) -> Source:
+def make_source(data: Any, *, labelled: bool = False) -> Source:
     """The images that `config.data` names.
 
     Fields: `source` ("scenes", "folder", "msip", "segmentation" or "tfds"), `path` (of a folder, of
     a data set's root, or where TFDS keeps its data), `tfds_name`, `split`, for segmentation
     `layout` (a name in `vadapt.data.layouts`; "": as its `dataset.yaml` says), and for scenes
-    `num_scenes`, `view`, `image_size`, `scene_seed`.
+    `num_scenes`, `view`, `domain` ("synthetic" if absent), `image_size`, `scene_seed`.
+
+    Args:
+        labelled: scenes have their masks, and no candidates of objects.
 
     Raises:
         ConfigError: an unknown source, or a folder without a path.
     """
     if data.source == "scenes":
         height, width = data.image_size
+        fields = ("image", "rois") if data.get("roi_probability", 0.0) else ("image",)
+        domain = data.get("domain", "synthetic")
         return Scenes(
             data.num_scenes,
             view=data.view,
-            fields=("image", "rois") if data.get("roi_probability", 0.0) else ("image",),
+            fields=("image", "mask") if labelled else fields,
             seed=data.scene_seed,
-            options=SceneOptions(height=height, width=width),
+            options=SceneOptions(height=height, width=width, domain=domain),
         )
     if data.source == "folder":
         if not data.path:
@@ -123,9 +129,16 @@ def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
 
-def normalise(images: UInt8[Array, "b h w c"], mean: float, std: float) -> Float[Array, "b h w 3"]:
-    """Images 0-255 as the model sees them: (x / 255 - mean) / std, one channel shown thrice."""
-    x = (images.astype(jnp.float32) / 255.0 - mean) / std
+def normalise(
+    images: UInt8[Array, "b h w c"], mean: float | Sequence[float], std: float | Sequence[float]
+) -> Float[Array, "b h w 3"]:
+    """Images 0-255 as the model sees them: (x / 255 - mean) / std, one channel shown thrice.
+
+    Args:
+        mean, std: of all channels, or one of each.
+    """
+    means, stds = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
+    x = (images.astype(jnp.float32) / 255.0 - means) / stds
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
 

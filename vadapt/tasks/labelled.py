@@ -13,14 +13,13 @@ from ml_collections import ConfigDict
 
 from vadapt.data.label_maps import class_colours
 from vadapt.data.photometric import PhotometricDistortion
-from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
-from vadapt.data.segmentation import Segmentation
+from vadapt.data.scenes import CLASSES, Scenes
 from vadapt.data.segmentation_transforms import PadTo, RandomCrop, RandomShortEdge, ResizeToFit
 from vadapt.data.sources import Record, Source
 from vadapt.data.stream import Stream, make_stream
 from vadapt.data.transforms import HorizontalFlip, Transform
 from vadapt.errors import ConfigError, nearest
-from vadapt.tasks.inputs import blank_padding
+from vadapt.tasks import inputs
 
 SOURCES = ("scenes", "segmentation")
 
@@ -28,29 +27,16 @@ SOURCES = ("scenes", "segmentation")
 def make_source(data: Any) -> Source:
     """The images and labels that `config.data` names.
 
-    Fields: `source` ("segmentation": folders; or "scenes"), `path`, `split` and `layout` (see
-    `vadapt.data.segmentation.Segmentation`), and for scenes `num_scenes`, `view`, `domain`,
-    `image_size`, `scene_seed`.
+    Fields: `source` ("segmentation": folders; or "scenes"), and its own; see `inputs.make_source`.
 
     Raises:
-        ConfigError: an unknown source, or folders without a path.
+        ConfigError: a source without labels, or folders without a path.
     """
-    if data.source == "scenes":
-        height, width = data.image_size
-        return Scenes(
-            data.num_scenes,
-            view=data.view,
-            fields=("image", "mask"),
-            seed=data.scene_seed,
-            options=SceneOptions(height=height, width=width, domain=data.domain),
+    if data.source not in SOURCES:
+        raise ConfigError(
+            f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
         )
-    if data.source == "segmentation":
-        if not data.path:
-            raise ConfigError("config.data.source is 'segmentation': give --config.data.path=ROOT")
-        return Segmentation(data.path, data.split, layout=data.layout or None)
-    raise ConfigError(
-        f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
-    )
+    return inputs.make_source(data, labelled=True)
 
 
 def classes_of(data: Any, source: Any) -> tuple[str, ...]:
@@ -123,11 +109,8 @@ def normalise(
     Args:
         sizes: (height, width) of the images without their padding.
     """
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (data.mean, data.std))
-    pixels = images.astype(jnp.float32) / 255.0
-    pixels = (pixels - jnp.broadcast_to(mean, pixels.shape)) / jnp.broadcast_to(std, pixels.shape)
-    pixels = jnp.broadcast_to(pixels, (*pixels.shape[:-1], 3))
-    return pixels if sizes is None else blank_padding(pixels, sizes)
+    pixels = inputs.normalise(images, data.mean, data.std)
+    return pixels if sizes is None else inputs.blank_padding(pixels, sizes)
 
 
 def test_sets(config: Any) -> dict[str, ConfigDict]:

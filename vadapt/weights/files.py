@@ -20,10 +20,11 @@ from vadapt.weights.orbax_files import one_line, read_orbax
 
 # Where training scripts put the weights inside the dictionary that they save.
 WRAPPERS = ("model", "state_dict", "module")
-# What a folder's weights are called, the first that is there.
-NAMES_IN_FOLDER = (
+# What stands for the weights of a folder or of a repository, the first that is there.
+FILE_NAMES = (
     "model.safetensors",
-    "model.safetensors.index.json",
+    "model.safetensors.index.json",  # in several files
+    "open_clip_model.safetensors",
     "adapter.safetensors",
     "pytorch_model.bin",
 )
@@ -209,7 +210,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
-    for name in NAMES_IN_FOLDER:
+    for name in FILE_NAMES:
         if (path / name).is_file():
             return read_arrays(path / name)
     # orbax keeps its arrays in the folder itself, or in an item of the newest of numbered steps.
@@ -219,8 +220,7 @@ def _read_folder(path: Path) -> dict[str, Any]:
         if items:
             return read_orbax(items[0].parent)
     raise WeightsError(
-        f"the folder {str(path)!r} holds neither {', '.join(NAMES_IN_FOLDER)} nor an orbax "
-        "checkpoint"
+        f"the folder {str(path)!r} holds neither {', '.join(FILE_NAMES)} nor an orbax checkpoint"
     )
 
 

@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from vadapt.errors import WeightsError
+from vadapt.weights.files import FILE_NAMES
 
 PREFIX = "hf:"
-# What stands for a repository's weights, the first that it has.
-FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",  # in several files
-    "open_clip_model.safetensors",
-    "adapter.safetensors",
-    "pytorch_model.bin",
-)
 ADAPTER = "adapter.safetensors"
 _INDEX = ".index.json"
 
@@ -87,7 +80,7 @@ def download(
 
     Args:
         source: "hf:org/name", with "@revision" and "/file" if need be. Without a file it is the
-            first of `FILES` that the repository has.
+            first of `FILE_NAMES` that the repository has.
         endpoint, cache_dir, token: of the client; by default its own, as HF_ENDPOINT, HF_HOME and
             `hf auth login` set them.
         local_only: ask no server, as with HF_HUB_OFFLINE=1.
@@ -103,7 +96,9 @@ def download(
     client = _client()
     names, offline = [address.file or ""], None
     if address.file is None:
-        names, offline = (list(FILES), None) if local_only else _present(address, endpoint, token)
+        names, offline = (
+            (list(FILE_NAMES), None) if local_only else _present(address, endpoint, token)
+        )
     for name in names:
         fetch = functools.partial(
             client.hf_hub_download,
@@ -134,7 +129,7 @@ def download(
     if address.file:
         raise WeightsError(f"{address._replace(file=None)} has no file {address.file!r}")
     raise WeightsError(
-        f"{address} has none of {', '.join(FILES)}; name the file, as in {address}/FILE"
+        f"{address} has none of {', '.join(FILE_NAMES)}; name the file, as in {address}/FILE"
     )
 
 
@@ -231,7 +226,7 @@ def _client() -> Any:
 def _present(
     address: Address, endpoint: str | None, token: str | None
 ) -> tuple[list[str], Exception | None]:
-    """The first of `FILES` that a repository has; all, and why, if the server cannot be asked."""
+    """The first of `FILE_NAMES` that a repository has; all, and why, if nobody can be asked."""
     client = _client()
     with _explained(address):
         try:
@@ -241,11 +236,11 @@ def _present(
         except client.errors.HfHubHTTPError as error:
             if error.response is None or error.response.status_code < 500:
                 raise
-            return list(FILES), error
+            return list(FILE_NAMES), error
         except _failures() as error:  # no network
-            return list(FILES), error
+            return list(FILE_NAMES), error
     there = {sibling.rfilename for sibling in info.siblings or ()}
-    return [name for name in FILES if name in there][:1], None
+    return [name for name in FILE_NAMES if name in there][:1], None
 
 
 def _shards(path: Path) -> list[str]:

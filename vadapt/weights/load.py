@@ -22,6 +22,7 @@ from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights.families import find_family, unwrapped
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
+from vadapt.weights.hub import local_path
 from vadapt.weights.tables import convert
 
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
@@ -236,20 +237,17 @@ def arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], s
     """The arrays that a `source` of `load_weights` stands for, and what to call it in messages."""
     if isinstance(source, Mapping):
         return dict(source), "the given dictionary"
-    if str(source).startswith("hf:"):
-        from vadapt.weights import hub
-
-        return read_arrays(hub.download(str(source))), repr(str(source))
     asset = ASSETS / f"{source}.safetensors"
     if asset.is_file():
         return read_arrays(asset), f"asset {str(source)!r}"
-    if not Path(source).suffix and not Path(source).exists():
+    path = local_path(source)
+    if not path.suffix and not path.exists():
         known = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
         raise WeightsError(
             f"{str(source)!r} is neither a file ({', '.join(READERS)}), nor a folder, nor a "
             f"shipped asset {known}; from the Hugging Face hub: 'hf:organisation/name'"
         )
-    return read_arrays(source), repr(str(source))
+    return read_arrays(path), repr(str(source))
 
 
 def _translate(
@@ -277,7 +275,8 @@ def _translate(
         return table.passes_over(name) or absent
 
     unused = [name for name in arrays if is_unused(name)]
-    used = {name: array for name, array in arrays.items() if name not in set(unused)}
+    passed_over = set(unused)
+    used = {name: array for name, array in arrays.items() if name not in passed_over}
     return Report(table.family, unused=unused), *convert(used, table, backbone=backbone)
 
 
