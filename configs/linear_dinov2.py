@@ -80,13 +80,13 @@ def folders(size: str) -> ConfigDict:
     model.options = ConfigDict()
 
     config.method = ConfigDict({"name": "none"})
+    config.neck = ConfigDict({"name": "none"})
     config.head = ConfigDict({"name": "linear"})
 
     config.task = task = ConfigDict()
     task.name = "segmentation"
     task.layers = (SIZES[size] - 1,)
     task.norm = True
-    task.pyramid = False
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.base_lr, optimizer.end_lr = 1.6e-2, 0.0  # 1e-3 at 16

@@ -16,8 +16,10 @@ from vadapt import adapters
 from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import ConfigError, WeightsError, nearest
-from vadapt.partition import Frozen, mark
+from vadapt.partition import Frozen, mark, variables
+from vadapt.weights.adapter_file import read_info
 from vadapt.weights.families import family_of
+from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import (
     Report,
     arrays_of,
@@ -147,6 +149,36 @@ def load(model: nnx.Module, config: Any) -> Report | None:
     return load_weights(
         model,
         config["weights"],
+        allow_missing=tuple(config["allow_missing"]),
+        allow_unexpected=tuple(config["allow_unexpected"]),
+    )
+
+
+def load_adapted(model: nnx.Module, config: Any) -> Report:
+    """Loads pretrained weights and an adapter that was trained on them, to train on, in place.
+
+    The adapter is loaded into the plain backbone that its file names, where its base is checked;
+    from there everything goes into the model, which may be made for another image size or have
+    tables besides.
+
+    Fields: `weights`, `adapter` (a file of a run, or "hf:..."), `allow_missing`,
+    `allow_unexpected`.
+
+    Args:
+        model: a backbone with the adapter's method grafted in.
+
+    Raises:
+        WeightsError: the adapter was trained on other weights, or does not fit.
+    """
+    info = read_info(local_adapter(config["adapter"]))
+    options = info.extra.get("options", {})
+    plain = create(info.backbone or config["backbone"], config["weights"], **options)
+    arrays = {
+        path: v.get_value() for path, v in variables(adapters.adapt_from(plain, info)).items()
+    }
+    return load_weights(
+        model,
+        arrays,
         allow_missing=tuple(config["allow_missing"]),
         allow_unexpected=tuple(config["allow_unexpected"]),
     )

@@ -175,6 +175,7 @@ def _export(task: Any, config: Config, outcome: Outcome, path: Path) -> None:
         method=config.method.to_dict(),
         backbone=config.model.backbone,
         weights=config.model.weights,
+        options=dict(task.backbone_options),
         classes=getattr(task, "classes", ()),
         statistics=[np.broadcast_to(x, 3).tolist() for x in (config.data.mean, config.data.std)],
     )

@@ -17,7 +17,7 @@ from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
 from vadapt.necks.pyramid import pyramid
-from vadapt.weights.dinov2 import for_patches
+from vadapt.weights.load import match_weights
 
 SWIGLU = {"mlp": False, "swiglufused": True}
 
@@ -181,8 +181,20 @@ def convert(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
         "pos_embed": inputs["pos_embed"],
     }
     rows, columns = config["grid_to"]
-    converted = for_patches(files, config["kernel_to"], (rows, columns))
-    return {name.replace(".", "_"): value for name, value in converted.items()}
+    side = config["kernel_to"]
+    model = ViT(
+        width=inputs["pos_embed"].shape[-1],
+        depth=0,
+        num_heads=1,
+        patch_size=side,
+        image_size=(side * rows, side * columns),
+        rngs=nnx.Rngs(0),
+    )
+    values, _ = match_weights(model, files, allow_missing=[".*"])
+    return {
+        "patch_embed_proj_weight": values["patch_embed/proj/kernel"].transpose(3, 2, 0, 1),
+        "pos_embed": values["pos_embed"][None],
+    }
 
 
 MODULES = {

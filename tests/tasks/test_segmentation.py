@@ -103,7 +103,7 @@ def test_testing_counts_every_element_once_whatever_fills_batches_up():
     config = scenes()
     task = SegmentationTask(config)
     model = task.build()
-    data = labelled.test_sets(config)["other"]
+    data = labelled.data_sets(config, "test")["other"]
     source = labelled.make_source(data)
     batches = list(labelled.test_batches(data, source, 4))
     assert [int(batch["valid"].sum()) for batch in batches] == [4, 2]

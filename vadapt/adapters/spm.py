@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
-from vadapt.backbones.layers import gelu_exact
+from vadapt.backbones.layers import OptionalKey, gelu_exact
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
 from vadapt.metrics.segmentation import IGNORE
@@ -268,6 +268,7 @@ def matched(
     taps: Sequence[int] | None = None,
     *,
     norm: bool = True,
+    key: OptionalKey = None,
 ) -> Matched:
     """The maps that a head takes, with the interim logits that `semantic_loss` takes.
 
@@ -277,12 +278,12 @@ def matched(
     Args:
         taps: numbers of blocks or stages; None for the ends of all stages. Matchers behind the
             last of them are not reached.
-        norm: as in `model.features`: of what is seen, never of what goes on.
+        norm, key: as in `model.features`; the norm is of what is seen, never of what goes on.
     """
     spm: SPM = model.between
     between = spm.begin(images)
     taps = spm.taps if taps is None else taps
-    maps = model.features(images, taps, as_grid=True, norm=norm, between=between)
+    maps = model.features(images, taps, as_grid=True, norm=norm, key=key, between=between)
     return Matched(tuple(maps), tuple(between.logits))
 
 

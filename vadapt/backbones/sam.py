@@ -263,6 +263,7 @@ class SAMEncoder(nnx.Module):
         *,
         as_grid: bool = False,
         norm: bool = True,
+        key: OptionalKey = None,
         between: Between | None = None,
     ) -> Any:
         """Outputs of chosen blocks, before the neck.
@@ -272,6 +273,7 @@ class SAMEncoder(nnx.Module):
                 a tuple in that order.
             as_grid: return maps [b, gh, gw, d]; else tokens [b, n, d].
             norm: of no effect, as there is no final norm.
+            key: given in training only; methods in the blocks then drop what they drop.
             between: what to call between the blocks; None for what a method has put there.
 
         Raises:
@@ -280,9 +282,10 @@ class SAMEncoder(nnx.Module):
         wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
         between = between or begin(self.between, images)
+        keys = split_key(key, len(self.blocks))
         _, x = between(-1, self.embed(images))
         for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
-            seen, x = between(i, remat.call(block, x))
+            seen, x = between(i, remat.call(block, x, keys[i]))
             if i in wanted:
                 outputs[i] = seen if as_grid else rearrange(seen, "b h w d -> b (h w) d")
         return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)

@@ -336,6 +336,7 @@ class ViT(nnx.Module):
         *,
         as_grid: bool = False,
         norm: bool = True,
+        key: OptionalKey = None,
         between: Between | None = None,
     ) -> Any:
         """Outputs of chosen blocks for dense or global use.
@@ -346,6 +347,7 @@ class ViT(nnx.Module):
             as_grid: drop what stands before the patches and return maps [b, gh, gw, d]; else
                 tokens [b, n, d].
             norm: apply the final norm to every output.
+            key: given in training only; dropout and drop path then act.
             between: what to call between the blocks; None for what a method has put there.
 
         Raises:
@@ -354,9 +356,10 @@ class ViT(nnx.Module):
         wanted = block_numbers(layers, len(self.blocks))
         outputs: dict[int, Array] = {}
         between, context = between or begin(self.between, images), self.context(images)
+        keys = split_key(key, len(self.blocks))
         _, x = between(-1, self.embed(images))
         for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
-            seen, x = between(i, remat.call(block, x, None, *context))
+            seen, x = between(i, remat.call(block, x, keys[i], *context))
             if i in wanted:
                 outputs[i] = self.norm(seen) if norm and self.norm is not None else seen
         if as_grid:

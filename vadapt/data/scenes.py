@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from vadapt.data.label_maps import class_colours
 from vadapt.data.scene_cameras import take_thermal, take_visible
 from vadapt.data.scene_layout import make_world
 from vadapt.data.scene_render import Frame
@@ -234,6 +235,9 @@ class Scenes:
     >>> Scenes(8, view="thermal", fields=("image", "mask"))[5]["image"].shape
     (64, 64, 1)
     """
+
+    classes = tuple(CLASSES)
+    palette = class_colours(len(CLASSES))
 
     def __init__(
         self,

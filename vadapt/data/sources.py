@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -157,6 +157,43 @@ class Tfds:
 
     def name(self, index: int) -> str:
         return f"{self.title} element {index}"
+
+
+class Joined:
+    """Several labelled sources of the same classes, one after another.
+
+    Raises:
+        ConfigError: they name other classes.
+    """
+
+    def __init__(self, sources: Mapping[str, Any]):
+        first, *others = sources
+        self._sources = list(sources.values())
+        self.classes = getattr(sources[first], "classes", ())
+        self.palette = getattr(sources[first], "palette", None)
+        for other in others:
+            classes = getattr(sources[other], "classes", ())
+            if classes != self.classes:
+                raise ConfigError(
+                    f"{first!r} and {other!r} cannot be joined: their classes are {self.classes} "
+                    f"and {classes}; remap one of them in its dataset.yaml"
+                )
+        self._ends = np.cumsum([len(source) for source in self._sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _find(self, index: int) -> tuple[Any, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[number], index - (int(self._ends[number - 1]) if number else 0)
+
+    def __getitem__(self, index: int) -> Record:
+        source, place = self._find(index)
+        return source[place]
+
+    def name(self, index: int) -> str:
+        source, place = self._find(index)
+        return source.name(place) if hasattr(source, "name") else f"element {index}"
 
 
 class Guarded:

@@ -11,11 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from vadapt.data.label_maps import class_colours
 from vadapt.data.photometric import PhotometricDistortion
-from vadapt.data.scenes import CLASSES, Scenes
 from vadapt.data.segmentation_transforms import PadTo, RandomCrop, RandomShortEdge, ResizeToFit
-from vadapt.data.sources import Record, Source
+from vadapt.data.sources import Joined, Record, Source
 from vadapt.data.stream import Stream, make_stream
 from vadapt.data.transforms import HorizontalFlip, Transform
 from vadapt.errors import ConfigError, nearest
@@ -39,14 +37,33 @@ def make_source(data: Any) -> Source:
     return inputs.make_source(data, labelled=True)
 
 
+def training_source(config: Any) -> Source:
+    """What is trained on: `config.data`, or the sets that `config.train` names, joined.
+
+    Raises:
+        ConfigError: see `make_source`; or the sets have other classes.
+    """
+    sources = {name: make_source(data) for name, data in data_sets(config, "train").items()}
+    if not sources:
+        return make_source(config.data)
+    return Joined(sources) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def data_sets(config: Any, kind: str) -> dict[str, ConfigDict]:
+    """For each name in `config.train` or `config.test` ("kind") the fields of `config.data`,
+    changed as it says."""
+    return {
+        name: ConfigDict({**config.data.to_dict(), **changes.to_dict()})
+        for name, changes in config.get(kind, {}).items()
+    }
+
+
 def classes_of(data: Any, source: Any) -> tuple[str, ...]:
     """Names of the classes; where nothing names them, numbers up to `num_classes`.
 
     Raises:
         ConfigError: nothing says how many there are.
     """
-    if isinstance(source, Scenes):
-        return tuple(CLASSES)
     if source.classes:
         return tuple(source.classes)
     if not data.num_classes:
@@ -55,11 +72,6 @@ def classes_of(data: Any, source: Any) -> tuple[str, ...]:
             "--config.data.num_classes"
         )
     return tuple(str(number) for number in range(data.num_classes))
-
-
-def palette_of(source: Any) -> UInt8[np.ndarray, "k 3"]:
-    """A colour a class."""
-    return class_colours(len(CLASSES)) if isinstance(source, Scenes) else source.palette
 
 
 def training_stream(config: Any, source: Source) -> Stream:
@@ -111,14 +123,6 @@ def normalise(
     """
     pixels = inputs.normalise(images, data.mean, data.std)
     return pixels if sizes is None else inputs.blank_padding(pixels, sizes)
-
-
-def test_sets(config: Any) -> dict[str, ConfigDict]:
-    """For each name in `config.test` the fields of `config.data`, changed as it says."""
-    return {
-        name: ConfigDict({**config.data.to_dict(), **changes.to_dict()})
-        for name, changes in config.test.items()
-    }
 
 
 def test_batches(data: Any, source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

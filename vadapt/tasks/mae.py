@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +91,9 @@ class MAETask:
     """
 
     decoder_type = MAEDecoder
+    backbone_options: Mapping[str, Any] = MappingProxyType(
+        {"positions": "sincos", "layer_scale": None}
+    )
     picture_titles = ("input", "visible patches", "reconstruction")
 
     def __init__(self, config: Any):
@@ -106,8 +110,7 @@ class MAETask:
         backbone = models.create(
             config.model.backbone,
             image_size=tuple(config.data.image_size),
-            positions="sincos",
-            layer_scale=None,
+            **self.backbone_options,
             rngs=rngs,
         )
         decoder = self.decoder_type(

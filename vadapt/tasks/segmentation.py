@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,32 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import models
-from vadapt.adapters import rein
-from vadapt.backbones.layers import OptionalKey
+from vadapt.adapters import rein, spm
+from vadapt.backbones.layers import OptionalKey, split_key
 from vadapt.backbones.staged import Staged
-from vadapt.data.sources import Source
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores
-from vadapt.necks.pyramid import pyramid
+from vadapt.necks import make_neck
 from vadapt.tasks import labelled
 from vadapt.tasks.sliding import Inference
 
 
+class Segmented(NamedTuple):
+    """What a segmenter predicts: by its head, and by matchers on the way to it."""
+
+    predictions: Any
+    interim: tuple[Array, ...] = ()  # logits, see `spm.matched`
+
+
 class Segmenter(nnx.Module):
-    """A backbone, and a head that reads its maps.
+    """A backbone, a neck, and a head that reads its maps.
 
     Args:
         layers: numbers of the blocks (of stages, for backbones of stages) whose maps the head gets.
         norm: whether the backbone's last norm acts on them.
-        as_pyramid: four maps of one stride become a pyramid: 4, 2, 1 and half the size.
+        neck: from these maps to the head's; None for these.
     """
 
     def __init__(
@@ -43,29 +49,39 @@ class Segmenter(nnx.Module):
         *,
         layers: tuple[int, ...],
         norm: bool = False,
-        as_pyramid: bool = False,
+        neck: Callable[..., Any] | None = None,
     ):
         self.backbone, self.head = backbone, head
-        self.layers, self.norm, self.as_pyramid = layers, norm, as_pyramid
+        self.layers, self.norm, self.neck = layers, norm, neck
 
-    def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Any:
-        """The head's predictions; a key makes the call a training one."""
-        maps = self.backbone.features(images, self.layers, as_grid=True, norm=self.norm)
-        maps = pyramid(maps) if self.as_pyramid else maps
+    def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Segmented:
+        """A key makes the call a training one."""
+        keys, interim = split_key(key, 2), ()
+        if isinstance(getattr(self.backbone, "between", None), spm.SPM):
+            maps, interim = spm.matched(
+                self.backbone, images, self.layers, norm=self.norm, key=keys[0]
+            )
+        else:
+            maps = self.backbone.features(
+                images, self.layers, as_grid=True, norm=self.norm, key=keys[0]
+            )
+        maps = maps if self.neck is None else self.neck(maps)
         linked = getattr(self.head, "linked", False)
-        return self.head(maps, rein.queries(self.backbone) if linked else None, key)
+        queries = rein.queries(self.backbone) if linked else None
+        return Segmented(self.head(maps, queries, keys[1]), interim)
 
     def scores(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         """Scores of every class at every pixel."""
         _, height, width, _ = images.shape
-        return self.head.scores(self(images), (height, width))
+        return self.head.scores(self(images).predictions, (height, width))
 
 
 class SegmentationTask:
     """Trains a head, and what the partition says of the backbone, on labelled pixels.
 
-    Reads `config.data` (to train on), `config.test` (data sets by name; each differs from
-    `config.data` in the fields that it gives), `config.model`, `config.method`, `config.head`,
+    Reads `config.data` (to train on), `config.train` (if there is one: several sets to train on)
+    and `config.test`, both data sets by name, each of which differs from `config.data` in the
+    fields that it gives; `config.model`, `config.method`, `config.neck`, `config.head`,
     `config.task` and `config.eval`.
     """
 
@@ -83,9 +99,9 @@ class SegmentationTask:
         )
 
     @functools.cached_property
-    def source(self) -> Source:
+    def source(self) -> Any:
         """What is trained on."""
-        return labelled.make_source(self.config.data)
+        return labelled.training_source(self.config)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -93,9 +109,14 @@ class SegmentationTask:
         return labelled.classes_of(self.config.data, self.source)
 
     @property
+    def backbone_options(self) -> dict[str, Any]:
+        """What the backbone is made with besides its name and size."""
+        return self.config.model.options.to_dict()
+
+    @property
     def palette(self) -> UInt8[np.ndarray, "k 3"]:
         """A colour a class."""
-        return labelled.palette_of(self.source)
+        return self.source.palette
 
     def build(self, *, pretrained: bool = True) -> Segmenter:
         """The model with its pretrained weights, the method grafted in, and a new head.
@@ -106,22 +127,21 @@ class SegmentationTask:
         config, rngs = self.config, nnx.Rngs(self.config.seed)
         # Without data, to plan, a number of classes that is often met: ADE20K's.
         number = len(self.classes) if pretrained else config.data.num_classes or 150
-        options = {"image_size": tuple(config.data.image_size), **config.model.options}
+        options = {"image_size": tuple(config.data.image_size), **self.backbone_options}
         backbone = models.create(config.model.backbone, rngs=rngs, **options)
-        if pretrained:
+        method = config.method.to_dict()
+        if method["name"] == "spm":
+            method["num_classes"] = number
+        if pretrained and not config.model.get("adapter", ""):
             models.load(backbone, config.model)
-        backbone = models.graft(backbone, config.method, seed=config.seed)
+        backbone = models.graft(backbone, method, seed=config.seed)
+        if pretrained and config.model.get("adapter", ""):
+            models.load_adapted(backbone, config.model)
         layers, staged = tuple(config.task.layers), isinstance(backbone, Staged)
         widths = [backbone.widths[i] if staged else backbone.width for i in layers]
-        settings = dict(config.head)
-        name = settings.pop("name")
-        return Segmenter(
-            backbone,
-            segmentation_head(name, widths, number, **settings, rngs=rngs),
-            layers=layers,
-            norm=config.task.norm,
-            as_pyramid=config.task.pyramid,
-        )
+        neck, widths = make_neck(**config.neck, widths=widths, rngs=rngs)
+        head = segmentation_head(**config.head, widths=widths, num_classes=number, rngs=rngs)
+        return Segmenter(backbone, head, layers=layers, norm=config.task.norm, neck=neck)
 
     def stream(self) -> Stream:
         """Training batches: {"image": uint8 [b, h, w, c], "mask": uint8 [b, h, w], "size"}."""
@@ -136,11 +156,18 @@ class SegmentationTask:
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The sum of the head's terms for one batch, and the terms by name."""
         forward_key, loss_key = jax.random.split(key)
-        model.head.train()  # its norms take the batch's statistics; the backbone's never do
+        labels = batch["mask"].astype(jnp.int32)
+        trained = [x for x in (model.neck, model.head) if isinstance(x, nnx.Module)]
+        for module in trained:
+            module.train()  # norms take the batch's statistics; the backbone's never do
         images = labelled.normalise(self.config.data, batch["image"], batch["size"])
-        predictions = model(images, forward_key)
-        terms = model.head.loss(predictions, batch["mask"].astype(jnp.int32), loss_key)
-        model.head.eval()
+        predictions, interim = model(images, forward_key)
+        terms = model.head.loss(predictions, labels, loss_key)
+        weight = self.config.task.get("semantic_weight", spm.SEMANTIC_WEIGHT)
+        if interim and weight:
+            terms["loss_semantic"] = weight * spm.semantic_loss(interim, labels)
+        for module in trained:
+            module.eval()
         return sum(terms.values(), jnp.zeros(())), terms
 
     def evaluate(self, model: Segmenter) -> dict[str, float]:
@@ -148,7 +175,7 @@ class SegmentationTask:
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
         matrices = {}
-        for name, data in labelled.test_sets(self.config).items():
+        for name, data in labelled.data_sets(self.config, "test").items():
             matrix = Confusion.empty(len(self.classes))
             batches = labelled.test_batches(
                 data, labelled.make_source(data), self.config.eval.batch

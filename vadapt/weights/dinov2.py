@@ -6,14 +6,8 @@ an export.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import jax.numpy as jnp
-
-from vadapt.backbones.positions import resample, resize_table
 from vadapt.weights.mae import block_rules, trunk_rules
-from vadapt.weights.tables import LAYOUTS, REVERSED, Rule, Table, joined, linear, norm
+from vadapt.weights.tables import Rule, Table, joined, linear, norm
 
 # Training files number the chunk before the block: `blocks.0.3.` is `blocks.3.` of the released.
 _BLOCK = r"blocks(?:|\.\d+)\.(\d+)\."
@@ -82,30 +76,3 @@ DINOV2_HF = Table(
     backbone=_hugging_face_rules(_PREFIX),
     unused=_PREFIX + r"embeddings\.mask_token",
 )
-
-
-def for_patches(
-    arrays: Mapping[str, Any], patch_size: int, grid: tuple[int, int]
-) -> dict[str, Any]:
-    """An official DINOv2 file for patches of another size, and a table of another grid.
-
-    Both are sampled bicubically, the kernel without rescaling of its sum. Unlike the resizing
-    inside a DINOv2 model, the table's step is exact: what Rein does once to the patch-14 files.
-
-    Args:
-        arrays: by official names; `patch_embed.proj.weight` is (out, in, p, p) and `pos_embed`
-            (1, 1 + g * g, d) of a square grid.
-        grid: (rows, columns) of patches, such as (32, 32) for 512 px and patches of 16.
-
-    Source: Rein, arXiv:2312.04265, released code.
-    """
-    kernel = LAYOUTS["conv"](jnp.asarray(arrays["patch_embed.proj.weight"]))
-    kernel = resample(kernel, (patch_size, patch_size))
-    table = LAYOUTS["table"](jnp.asarray(arrays["pos_embed"]))
-    side = round((table.shape[0] - 1) ** 0.5)
-    table = resize_table(table, (side, side), grid)
-    return {
-        **arrays,
-        "patch_embed.proj.weight": REVERSED["conv"](kernel),
-        "pos_embed": REVERSED["table"](table),
-    }

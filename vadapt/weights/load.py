@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from vadapt import sharding
-from vadapt.backbones.positions import resize_relative, resize_table
+from vadapt.backbones.positions import resample, resize_relative, resize_table
 from vadapt.errors import WeightsError
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights.families import find_family, unwrapped
@@ -26,6 +26,7 @@ from vadapt.weights.hub import local_path
 from vadapt.weights.tables import convert
 
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
+_PATCHES = "patch_embed/proj/kernel"
 _LARGE = 2**20  # bytes
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -40,7 +41,7 @@ class Report:
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
     # In the file, of no use: the model has no such part (a decoder, a projection), or none has.
     unused: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)  # position tables
+    resized: list[str] = field(default_factory=list)  # position tables, patch kernels
     cast: list[str] = field(default_factory=list)  # other dtype in the file
     mismatched: list[str] = field(default_factory=list)  # other shape, not resizable
 
@@ -63,8 +64,9 @@ def load_weights(
 ) -> Report:
     """Loads pretrained weights into a model, in place; either everything fits or nothing changes.
 
-    Arrays of `.safetensors` are read one after another, and each lies where the model's own lay: on
-    its devices, in its sharding.
+    Position tables and patch kernels of another size are resized, the latter bicubically and
+    without rescaling of their sum. Arrays of `.safetensors` are read one after another, and each
+    lies where the model's own lay: on its devices, in its sharding.
 
     Args:
         source: a `.safetensors`, `.npz` or `.pth` file (the last needs torch), a folder of Hugging
@@ -288,6 +290,10 @@ def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: 
         rows = wanted.shape[0]
         report.resized.append(f"{path}: {value.shape[0]} to {rows}")
         value = lazily(lambda x: resize_relative(jnp.asarray(x), rows), value)
+    if path.endswith(_PATCHES) and value.shape != wanted.shape and len(value.shape) == 4:
+        size = wanted.shape[0]
+        report.resized.append(f"{path}: patches of {value.shape[0]} to {size}")
+        value = lazily(lambda x: resample(jnp.asarray(x), (size, size)), value)
     if value.shape != wanted.shape:
         report.mismatched.append(f"{path}: file {tuple(array.shape)}, model {wanted.shape}")
         return wanted
@@ -298,8 +304,9 @@ def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: 
 
 
 def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
-    """Whether an array is of another shape than its place, and no position table to resize."""
-    return np.shape(array) != place.shape and not path.endswith(("pos_embed", *_RELATIVE))
+    """Whether an array is of another shape than its place, and nothing that is resized."""
+    resized = ("pos_embed", _PATCHES, *_RELATIVE)
+    return np.shape(array) != place.shape and not path.endswith(resized)
 
 
 def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report) -> Any:
