@@ -4,9 +4,16 @@ import importlib
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
+from vadapt.partition import count, flatten, split
 from vadapt.run import run
+from vadapt.tasks import make_task
+from vadapt.training.optim import decay_mask, rate_factors
+from vadapt.weights.adapter_file import read_info
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -36,7 +43,9 @@ def test_every_config_trains_on_scenes(name, tmp_path):
     scores = {"mean/miou/adapted"} if "test" in config else {"probe/frozen", "probe/adapted"}
     assert {*scores, "trainable_parameters"} <= set(result)
     assert json.loads((tmp_path / "result.json").read_text()) == result
-    assert (tmp_path / "adapter.safetensors").is_file()
+    info = read_info(tmp_path / "adapter.safetensors")
+    assert info.backbone == config.model.backbone
+    assert "positions" in info.extra["options"]
     assert list((tmp_path / "pictures").glob("*.png"))
     assert (tmp_path / "model.safetensors").is_file() == bool(config.run.save_model)
 
@@ -74,3 +83,62 @@ def test_unknown_arguments_say_what_is_allowed():
 
     with pytest.raises(ValueError, match="full_layer_decay"):
         pad_msip.get_config("scenes,ful")
+
+
+def model_of(name, arg=""):
+    """The model that a config trains, by shapes alone, and the config."""
+    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    config.data.num_classes = {"spm_ade20k": 150, "pad_soda": 21}.get(name, 19)
+    task = make_task(config)
+    return nnx.eval_shape(lambda: task.build(pretrained=False)), config
+
+
+def test_rein_trains_as_many_numbers_as_the_paper_says():
+    model, config = model_of("rein_gta")
+    parts = split(model, config.trainable)
+    assert count(parts.trainable) == 23_569_877
+    assert count(parts.trainable["backbone"]) == 2_990_081
+
+
+@pytest.mark.parametrize("arg", ["clip_l", "sam_h", "clip_l,frozen"])
+def test_reins_other_backbones_and_ways_are_arguments(arg):
+    model, config = model_of("rein_gta", arg)
+    images = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), jnp.float32)
+    scores = jax.eval_shape(lambda model, images: model.scores(images), model, images)
+    assert scores.shape == (1, 512, 512, 19)
+
+
+@pytest.mark.parametrize(("name", "number"), [("spm_ade20k", 483_138), ("spm_cityscapes", 432_441)])
+def test_matchers_are_as_small_as_the_docs_say(name, number):
+    model, config = model_of(name)
+    parts = split(model, config.trainable)
+    assert count(parts.trainable["backbone"]) == number
+    rates = flatten(rate_factors(parts.trainable, config.optimizer.rates))
+    assert {rate for path, rate in rates.items() if path.startswith("head/")} == {0.1}
+    assert {rate for path, rate in rates.items() if path.startswith("backbone/")} == {1.0}
+
+
+def test_pads_segmenter_is_the_papers():
+    model, config = model_of("pad_soda")
+    parts = split(model, config.trainable)
+    trained = parts.trainable
+    assert count(trained["backbone"]) + count(trained["neck"]) == 95_331_648
+    leaves = flatten(trained)
+    decayed = flatten(decay_mask(config.optimizer, trained))
+    by_axes = {path: leaf.ndim > 1 or path.endswith("cls_token") for path, leaf in leaves.items()}
+    assert decayed == by_axes
+
+
+def test_several_training_sets_and_test_sets_are_arguments():
+    from configs import rein_cityscapes, rein_gta
+
+    config = rein_gta.get_config("synthia,acdc,bdd100k")
+    config.root = "/sets"
+    assert list(config.train) == ["gta", "synthia"]
+    assert set(config.test) == {"acdc", "bdd100k"}
+    assert config.train.synthia.path == "/sets/synthia"
+    assert config.test.acdc.layout == "acdc"
+    config = rein_cityscapes.get_config()
+    assert config.train.cityscapes.split == "train"
+    assert config.test.cityscapes.test_longest == 2048
+    assert rein_cityscapes.get_config("small_crops").data.image_size == (512, 512)

@@ -172,7 +172,8 @@ def load_adapted(model: nnx.Module, config: Any) -> Report:
     """
     info = read_info(local_adapter(config["adapter"]))
     options = info.extra.get("options", {})
-    plain = create(info.backbone or config["backbone"], config["weights"], **options)
+    name = info.backbone or config["backbone"]
+    plain = create(name, config["weights"], allow_unexpected=BESIDE, **options)
     arrays = {
         path: v.get_value() for path, v in variables(adapters.adapt_from(plain, info)).items()
     }

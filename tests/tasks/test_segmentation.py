@@ -4,18 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import linear_dinov2
-from vadapt import predict
+from configs import linear_dinov2, pad_soda, spm_cityscapes
+from vadapt import adapters, models, predict
 from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
-from vadapt.errors import ConfigError
+from vadapt.data.sources import Joined
+from vadapt.errors import ConfigError, WeightsError
 from vadapt.metrics.segmentation import confusion_matrix, mean_iou
-from vadapt.partition import flatten, split
+from vadapt.partition import flatten, split, variables
 from vadapt.run import run
 from vadapt.tasks import labelled
 from vadapt.tasks.segmentation import SegmentationTask
+from vadapt.weights.adapter_file import save_adapter
+from vadapt.weights.files import read_arrays
 
 
 def scenes(**changes):
@@ -139,3 +143,75 @@ def test_sources_and_classes_that_are_not_there_are_said(tmp_path):
     assert task.classes == ("0", "1", "2")
     with pytest.raises(ValueError, match="unknown argument"):
         linear_dinov2.get_config("tiny")
+
+
+def small(module, arg="scenes"):
+    """A config's version on scenes with few of them."""
+    config = module.get_config(arg)
+    config.batch_size, config.data.num_scenes = 8, 12
+    return config
+
+
+def test_what_pretraining_learned_is_gone_on_with(tmp_path):
+    options = {"positions": "sincos"}
+    plain = models.create(
+        "vit_micro", "vit_micro_scenes", allow_unexpected=["decoder/.*"], **options, image_size=64
+    )
+    learned = adapters.apply(plain, "patchwise_scale", hidden=8, rngs=nnx.Rngs(3))
+    file = tmp_path / "adapter.safetensors"
+    save_adapter(file, learned, backbone="vit_micro", options=options)
+    config = pad_soda.get_config()
+    config.model.weights, config.model.adapter = "vit_micro_scenes", str(file)
+    model = adapters.apply(
+        models.create("vit_micro", image_size=96, **config.model.options),
+        "patchwise_scale",
+        hidden=8,
+    )
+    report = models.load_adapted(model, config.model)
+    assert report.resized == ["pos_embed: 28x28 to 12x12"]
+    assert {path.rpartition("/")[2] for path in report.missing} == {"table", "gamma"}
+    found = {path: value[...] for path, value in variables(model).items()}
+    arrays = read_arrays(file)
+    assert len(arrays) > 20
+    for path, value in arrays.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    kernel = "blocks/3/attn/inner/qkv/kernel"
+    np.testing.assert_array_equal(found[kernel], variables(plain)[kernel][...])
+    # Adapters of another base are refused.
+    config.model.weights = ""
+    with pytest.raises(WeightsError, match="was trained on base weights"):
+        models.load_adapted(model, config.model)
+
+
+def test_interim_maps_of_matchers_are_a_term_of_the_loss():
+    config = small(spm_cityscapes)
+    task = SegmentationTask(config)
+    model = task.build()
+    batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
+    graph, state = nnx.split(model)
+    key = jax.random.key(0)
+
+    def step(state, batch, weight):
+        config.task.semantic_weight = weight
+        return task.loss(nnx.merge(graph, state), batch, key)
+
+    loss, terms = jax.jit(step, static_argnums=2)(state, batch, 0.4)
+    np.testing.assert_allclose(terms["loss_semantic"], 0.4 * np.log(len(CLASSES)), atol=0.05)
+    np.testing.assert_allclose(loss, sum(terms.values()), rtol=1e-6)
+    without = jax.eval_shape(lambda *args: step(*args, 0.0), state, batch)[1]
+    assert set(terms) - set(without) == {"loss_semantic"}
+
+
+def test_sets_are_joined_to_train_on():
+    config = scenes()
+    config.train = ConfigDict({"one": {"num_scenes": 3}, "two": {"num_scenes": 4, "scene_seed": 5}})
+    source = labelled.training_source(config)
+    assert len(source) == 7
+    assert source.classes == tuple(CLASSES)
+    two = labelled.make_source(labelled.data_sets(config, "train")["two"])
+    np.testing.assert_array_equal(source[3]["image"], two[0]["image"])
+    np.testing.assert_array_equal(source[6]["mask"], two[3]["mask"])
+    other = Scenes(2, fields=("image", "mask"))
+    other.classes = ("sky",)
+    with pytest.raises(ConfigError, match="'b' cannot be joined"):
+        Joined({"a": two, "b": other})

@@ -99,6 +99,8 @@ class Mask2FormerHead(nnx.Module):
         replace_query_feat: of linked queries: whether they give the first contents of the queries
             too, through a linear layer, or their positions only, as in Rein's releases for CLIP and
             SAM, where the contents are learned.
+        num_points: that a query of the pixel decoder looks at, a level and head.
+        loss_points: of a mask that the loss looks at; 112 x 112 as published.
 
     Source: Mask2Former, arXiv:2112.01527; Rein, arXiv:2312.04265, for linked queries.
     """
@@ -120,6 +122,7 @@ class Mask2FormerHead(nnx.Module):
         encoder_hidden: int = 1024,
         num_points: int = 4,
         num_groups: int = 32,
+        loss_points: int = 12544,
         rngs: nnx.Rngs,
     ):
         def table(rows: int) -> nnx.Param:
@@ -130,6 +133,7 @@ class Mask2FormerHead(nnx.Module):
             return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, rngs=rngs)
 
         self.num_classes, self.num_queries, self.linked = num_classes, num_queries, linked
+        self.loss_points = loss_points
         self.pixel_decoder = PixelDecoder(
             inputs,
             width=width,
@@ -200,7 +204,10 @@ class Mask2FormerHead(nnx.Module):
         self, predictions: Predictions, labels: Int[Array, "b h w"], key: Key[Array, ""]
     ) -> dict[str, Float[Array, ""]]:
         """The terms of the loss, to be summed; `losses.mask2former_loss` with random points."""
-        return losses.mask2former_loss(predictions.classes, predictions.masks, labels, key)
+        settings = losses.Settings(num_points=self.loss_points)
+        return losses.mask2former_loss(
+            predictions.classes, predictions.masks, labels, key, settings=settings
+        )
 
     def _first(self, queries: Array | None) -> tuple[Array, Array]:
         """Contents and positions of the queries."""

@@ -1,0 +1,35 @@
+"""PAD downstream, segmentation of MFNet's infrared: what `pad_msip` learned, fine-tuned.
+
+Reproduces the chart of arXiv:2312.08192: 47.2 mIoU on the validation and 48.8 on the test images of
+MFNet (9 classes, background among them), from the thermal channel alone; continued full
+pre-training reaches 46.4 and 47.7. The recipe is that of `pad_soda` with 9,800 steps.
+
+    python -m vadapt.main --config=configs/pad_mfnet.py --workdir=runs/pad_mfnet \\
+        --config.root=DATA --config.model.weights=mae_pretrain_vit_base_full.pth \\
+        --config.model.adapter=runs/pad/adapter.safetensors
+
+DATA holds the folder mfnet: thermal_imgs, the fourth channel of the images as they unpack; labels;
+and train.txt, val.txt, test.txt. Hardware: as `pad_soda`. On a laptop, minutes, infrared scenes
+tested on dirty ones:
+
+    python -m vadapt.main --config=configs/pad_mfnet.py:scenes --workdir=runs/pad_mfnet_scenes
+
+Arguments: those of `pad_soda`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pad_soda
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The settings; see the module's docstring for `arg`."""
+    config = pad_soda.get_config(arg)
+    if "scenes" in arg.split(","):
+        return config
+    config.total_steps = 9800
+    config.data.path, config.data.layout = config.get_ref("root") + "/mfnet", "mfnet"
+    config.test = ConfigDict({"val": {"split": "val"}, "test": {"split": "test"}})
+    config.optimizer.warmup_share = 1000 / config.total_steps
+    config.eval.every, config.run.checkpoint_every = 700, 700
+    return config
