@@ -65,6 +65,8 @@ def folders(size: str) -> ConfigDict:
     data.longest = 2072
     data.max_share = 0.75
     data.distort = True
+    data.augment = True  # False: images resized to image_size, nothing random
+    data.cache = ""  # a folder for features of a frozen backbone; see docs/segmentation_data.md
     data.mean, data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     data.max_corrupt = 0.01
     data.test_longest, data.test_shortest = 2072, 518

@@ -76,3 +76,14 @@ def test_load_memory_compares_ways_of_loading(tmp_path):
     rows = [line.split("|") for line in out.read_text().splitlines() if line.startswith("| vadapt")]
     assert len(rows) == 2
     assert all(float(share) > 0.9 for *_, share, _ in rows)
+
+
+def test_feature_cache_compares_steps_from_images_and_from_features(tmp_path):
+    out = tmp_path / "cache.md"
+    arguments = ["--sizes=micro", "--rounds=1", "--images=32", "--steps=2", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.feature_cache", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = [line for line in out.read_text().splitlines() if line.startswith("| vit_micro")]
+    assert float(row.split("|")[-2]) < 1e-5

@@ -26,6 +26,7 @@ FREE = (
     "eval.",
     "baselines",
     "data.path",
+    "data.cache",
     "parallel.fsdp",
     "parallel.step.accumulate",
     "parallel.step.remat",
@@ -64,6 +65,8 @@ def run(
         )
     evaluating = mode == "evaluate"
     claim(config, workdir, begun=latest is not None, write=not evaluating)
+    if evaluating:
+        config = without_cache(config)
     task = make_task(config)
     stop_at = latest if evaluating else None
     outcome = fit(task, config, workdir, stop_at=stop_at, devices=devices, checkpoints=checkpoints)
@@ -101,12 +104,20 @@ def run(
 
 def full_training(config: Config) -> Config:
     """The same run without a method and with everything trained: what adapters are held against."""
-    config = config.copy_and_resolve_references()
+    config = without_cache(config)
     with config.unlocked():
         config.method = ConfigDict({"name": "none"})
     config.trainable = "everything"
     config.optimizer.late = ()
     config.baselines = False
+    return config
+
+
+def without_cache(config: Config) -> Config:
+    """A copy whose batches hold images: stored features are of no use to it."""
+    config = config.copy_and_resolve_references()
+    if config.data.get("cache", ""):
+        config.data.cache = ""
     return config
 
 

@@ -1,5 +1,7 @@
 """Folders of images and masks: what their file may say, what they give, and how errors speak."""
 
+import shutil
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -80,6 +82,22 @@ def test_records_have_image_train_ids_and_name(root):
 def test_splits_are_folders_or_lists(root, split, names):
     source = Segmentation(root, split)
     assert [source[i]["name"] for i in range(len(source))] == [f"photos/{n}.jpg" for n in names]
+
+
+def test_fingerprints_follow_files_and_layout_and_not_the_folder(root, tmp_path_factory):
+    def fingerprint(folder, split="train", **options):
+        return Segmentation(folder, split, **options).fingerprint()
+
+    first = fingerprint(root)
+    copy = tmp_path_factory.mktemp("copy") / "data"
+    shutil.copytree(root, copy)
+    assert fingerprint(copy) == first
+    assert len({first, fingerprint(root, "few"), fingerprint(root, channels=1)}) == 3
+    save_colours(copy / "truth/train/a_gt.png", [(0, 0, 0), (1, 2, 3)])
+    assert fingerprint(copy) != first
+    text = (root / "dataset.yaml").read_text()
+    (root / "dataset.yaml").write_text(text.replace("3: ignore", "3: 0"))
+    assert fingerprint(root) != first
 
 
 def test_images_alone_need_no_mask(root):

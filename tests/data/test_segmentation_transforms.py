@@ -16,6 +16,7 @@ from vadapt.data.segmentation_transforms import (
     PadTo,
     RandomCrop,
     RandomShortEdge,
+    ResizeTo,
     ResizeToFit,
     balanced_offset,
     fit_size,
@@ -142,6 +143,15 @@ def test_fitting_keeps_the_aspect_and_may_leave_the_mask(rng):
         assert 10 <= height <= 40
     with pytest.raises(ConfigError):
         ResizeToFit(10, 20)
+
+
+def test_whole_images_are_resized_whatever_their_aspect(rng):
+    record = {"image": rng.integers(0, 256, (4, 10, 3), np.uint8), "mask": np.eye(4, 10) > 0}
+    resized = ResizeTo((6, 6))(record, rng)
+    np.testing.assert_array_equal(resized["image"], resize_bilinear(record["image"], (6, 6)))
+    assert resized["mask"].shape == (6, 6)
+    with pytest.raises(ConfigError, match="in pixels"):
+        ResizeTo((0, 6))
 
 
 def test_crops_have_several_classes_where_they_can(rng):

@@ -272,6 +272,13 @@ def test_one_pass_keeps_the_order_and_marks_what_fills_up():
     assert np.array(ids(taken))[valid].tolist() == list(range(10))
 
 
+def test_one_pass_may_begin_later():
+    assert_same(
+        list(batches(Numbered(10), PIPELINE, 4, first=1)),
+        list(batches(Numbered(10), PIPELINE, 4))[1:],
+    )
+
+
 def test_one_pass_is_the_same_every_time_also_with_random_transforms():
     assert_same(list(batches(Numbered(10), PIPELINE, 4)), list(batches(Numbered(10), PIPELINE, 4)))
 

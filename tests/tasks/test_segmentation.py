@@ -185,6 +185,7 @@ def test_what_pretraining_learned_is_gone_on_with(tmp_path):
 
 def test_interim_maps_of_matchers_are_a_term_of_the_loss():
     config = small(spm_cityscapes)
+    config.neck, config.head = ConfigDict({"name": "none"}), ConfigDict({"name": "linear"})
     task = SegmentationTask(config)
     model = task.build()
     batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}

@@ -272,6 +272,10 @@ class Scenes:
             f"seed={self.seed}, options={self.options})"
         )
 
+    def fingerprint(self) -> str:
+        """What the records are made from."""
+        return repr(self)
+
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
         index = operator.index(index)
         if not -self.num_scenes <= index < self.num_scenes:

@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,6 +113,14 @@ class Segmentation:
     def mask_name(self, index: int) -> str:
         """The path of an element's mask."""
         return str(self.path / self._pairs[index][1])
+
+    def fingerprint(self) -> str:
+        """A hash of all files' names and sizes and of the layout, the same wherever they lie."""
+        digest = hashlib.sha256(f"{self.layout}{self.channels}{self.labelled}".encode())
+        for file in itertools.chain.from_iterable(self._pairs):
+            size = (self.path / file).stat().st_size if file else 0
+            digest.update(f"{file} {size}\n".encode())
+        return digest.hexdigest()[:16]
 
     def __getitem__(self, index: int) -> Record:
         image_file, mask_file = self._pairs[index]

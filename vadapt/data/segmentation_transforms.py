@@ -125,6 +125,20 @@ class ResizeToFit:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResizeTo:
+    """Resizes the whole image to (height, width), whatever becomes of its aspect."""
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ConfigError(f"size is {self.size}; it must be (height, width) in pixels")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        return _resized(record, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
 class RandomCrop:
     """Cuts a random part of this size in which no class has too large a share.
 

@@ -195,6 +195,10 @@ class Joined:
         source, place = self._find(index)
         return source.name(place) if hasattr(source, "name") else f"element {index}"
 
+    def fingerprint(self) -> Any:
+        """Equal for the same elements, see `vadapt.tasks.frozen_features`."""
+        return [source.fingerprint() for source in self._sources]
+
 
 class Guarded:
     """A source whose unreadable elements are named in the log, counted, and replaced.

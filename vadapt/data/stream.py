@@ -176,12 +176,16 @@ def batches(
     prefetch: int = 2,
     max_corrupt: float | int = 0.01,
     fields: Sequence[str] | None = None,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """One pass over a source in its own order, for evaluation; the arguments are `make_stream`'s.
 
     All batches have the same size: the last is filled up with the last element. The field "valid"
     (bool, [b]) is False for what fills up and for what stands in for an unreadable element, so that
     metrics weighted by it are exact. Random transforms draw the same in every pass.
+
+    Args:
+        first: the batch to begin with; those before it are not read.
     """
     _check_sharing(batch_size, process_index, process_count)
     if len(source) == 0:
@@ -196,7 +200,8 @@ def batches(
         return record | {"valid": np.asarray(place < length and not guarded.is_corrupt(index))}
 
     share = batch_size // process_count
-    rows = _rows(batch_size, process_index, process_count)[: num_batches * share]
+    rows = _rows(batch_size, process_index, process_count)
+    rows = rows[first * share : num_batches * share]
     threads = _default_threads() if num_threads is None else num_threads
     iterator = _read_ahead(rows.map(read), share, threads, prefetch)
     try:

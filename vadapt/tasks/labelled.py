@@ -8,18 +8,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from vadapt.data.photometric import PhotometricDistortion
-from vadapt.data.segmentation_transforms import PadTo, RandomCrop, RandomShortEdge, ResizeToFit
-from vadapt.data.sources import Joined, Record, Source
-from vadapt.data.stream import Stream, make_stream
-from vadapt.data.transforms import HorizontalFlip, Transform
+from vadapt.data.segmentation_transforms import (
+    PadTo,
+    RandomCrop,
+    RandomShortEdge,
+    ResizeTo,
+    ResizeToFit,
+)
+from vadapt.data.sources import Guarded, Joined, Record, Source
+from vadapt.data.stream import Stream, make_stream, select_fields, stack
+from vadapt.data.transforms import HorizontalFlip, Transform, apply_all
 from vadapt.errors import ConfigError, nearest
 from vadapt.tasks import inputs
 
 SOURCES = ("scenes", "segmentation")
+FIELDS = ("image", "mask", "size")  # of training batches
 
 
 def make_source(data: Any) -> Source:
@@ -74,32 +81,51 @@ def classes_of(data: Any, source: Any) -> tuple[str, ...]:
     return tuple(str(number) for number in range(data.num_classes))
 
 
+def training_transforms(data: Any) -> list[Transform]:
+    """What `training_stream` does to a record; with `augment` False nothing of it is random."""
+    size = tuple(data.image_size)
+    transforms: list[Transform] = []
+    if not data.get("augment", True):
+        transforms.append(ResizeTo(size))
+    else:
+        if data.short_edges:
+            transforms.append(RandomShortEdge(tuple(data.short_edges), data.longest))
+        transforms += [RandomCrop(size, data.max_share), HorizontalFlip()]
+        if data.distort:
+            transforms.append(PhotometricDistortion())
+    mean = np.broadcast_to(np.asarray(data.mean) * 255, 3).round().astype(int)
+    return [*transforms, PadTo(size, tuple(mean.tolist()))]
+
+
 def training_stream(config: Any, source: Source) -> Stream:
     """Batches of this process: resized, cropped, flipped half of the time, colours distorted.
 
     Fields of `config.data`: `image_size` (of crops), `short_edges` (to one of which images are
     resized at random; none: as they are) and `longest`, `max_share` (of one class in a crop),
-    `distort`, `mean`, `max_corrupt`.
+    `distort`, `mean`, `max_corrupt`; `augment` (False: whole images are resized to `image_size`,
+    whatever the fields before it say of crops and colours).
     """
-    data, size = config.data, tuple(config.data.image_size)
-    transforms: list[Transform] = []
-    if data.short_edges:
-        transforms.append(RandomShortEdge(tuple(data.short_edges), data.longest))
-    transforms += [RandomCrop(size, data.max_share), HorizontalFlip()]
-    if data.distort:
-        transforms.append(PhotometricDistortion())
-    mean = np.broadcast_to(np.asarray(data.mean) * 255, 3).round().astype(int)
-    transforms.append(PadTo(size, tuple(mean.tolist())))
+    data = config.data
     return make_stream(
         source,
-        transforms,
+        training_transforms(data),
         batch_size=config.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         max_corrupt=data.max_corrupt,
-        fields=("image", "mask", "size"),
+        fields=FIELDS,
     )
+
+
+def read(
+    data: Any, source: Source, indices: Int[np.ndarray, " n"]
+) -> dict[str, Shaped[np.ndarray, "n *_"]]:
+    """The elements of these numbers as `training_stream` gives them where nothing is random."""
+    guarded, transforms = Guarded(source, data.max_corrupt), training_transforms(data)
+    rng = np.random.default_rng(0)
+    records = [apply_all(transforms, guarded[index], rng) for index in indices.tolist()]
+    return stack([select_fields(record, FIELDS) for record in records])
 
 
 def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:

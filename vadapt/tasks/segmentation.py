@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,15 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import models
 from vadapt.adapters import rein, spm
-from vadapt.backbones.layers import OptionalKey, split_key
+from vadapt.backbones.layers import OptionalKey
 from vadapt.backbones.staged import Staged
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores
 from vadapt.necks import make_neck
-from vadapt.tasks import labelled
+from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.sliding import Inference
-
-
-class Segmented(NamedTuple):
-    """What a segmenter predicts: by its head, and by matchers on the way to it."""
-
-    predictions: Any
-    interim: tuple[Array, ...] = ()  # logits, see `spm.matched`
 
 
 class Segmenter(nnx.Module):
@@ -54,26 +47,32 @@ class Segmenter(nnx.Module):
         self.backbone, self.head = backbone, head
         self.layers, self.norm, self.neck = layers, norm, neck
 
-    def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Segmented:
-        """A key makes the call a training one."""
-        keys, interim = split_key(key, 2), ()
+    def features(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> spm.Matched:
+        """The backbone's maps, and what matchers predict on the way, if there are any.
+
+        Args:
+            key: makes the call a training one, here and in `decode`.
+        """
+        options = {"norm": self.norm, "key": key}
         if isinstance(getattr(self.backbone, "between", None), spm.SPM):
-            maps, interim = spm.matched(
-                self.backbone, images, self.layers, norm=self.norm, key=keys[0]
-            )
-        else:
-            maps = self.backbone.features(
-                images, self.layers, as_grid=True, norm=self.norm, key=keys[0]
-            )
+            return spm.matched(self.backbone, images, self.layers, **options)
+        maps = self.backbone.features(images, self.layers, as_grid=True, **options)
+        return spm.Matched(maps, ())
+
+    def decode(self, maps: Sequence[Float[Array, "b _h _w _d"]], key: OptionalKey = None) -> Any:
+        """The head's predictions from the maps of `features`."""
         maps = maps if self.neck is None else self.neck(maps)
         linked = getattr(self.head, "linked", False)
-        queries = rein.queries(self.backbone) if linked else None
-        return Segmented(self.head(maps, queries, keys[1]), interim)
+        return self.head(maps, rein.queries(self.backbone) if linked else None, key)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Any:
+        """The head's predictions."""
+        return self.decode(self.features(images).maps)
 
     def scores(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         """Scores of every class at every pixel."""
         _, height, width, _ = images.shape
-        return self.head.scores(self(images).predictions, (height, width))
+        return self.head.scores(self(images), (height, width))
 
 
 class SegmentationTask:
@@ -144,25 +143,35 @@ class SegmentationTask:
         return Segmenter(backbone, head, layers=layers, norm=config.task.norm, neck=neck)
 
     def stream(self) -> Stream:
-        """Training batches: {"image": uint8 [b, h, w, c], "mask": uint8 [b, h, w], "size"}."""
+        """Training batches: {"image": uint8 [b, h, w, c], "mask": uint8 [b, h, w], "size"}.
+
+        With `config.data.cache` those of `frozen_features.training_stream`.
+        """
+        if self.config.data.get("cache", ""):
+            return frozen_features.training_stream(self)
         return labelled.training_stream(self.config, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """What a whole batch of `stream` looks like, without reading any data."""
+        if self.config.data.get("cache", ""):
+            return frozen_features.batch_shapes(self)
         return labelled.batch_shapes(self.config)
 
     def loss(
         self, model: Segmenter, batch: dict[str, Array], key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The sum of the head's terms for one batch, and the terms by name."""
-        forward_key, loss_key = jax.random.split(key)
+        backbone_key, head_key, loss_key = jax.random.split(key, 3)
         labels = batch["mask"].astype(jnp.int32)
         trained = [x for x in (model.neck, model.head) if isinstance(x, nnx.Module)]
         for module in trained:
             module.train()  # norms take the batch's statistics; the backbone's never do
-        images = labelled.normalise(self.config.data, batch["image"], batch["size"])
-        predictions, interim = model(images, forward_key)
-        terms = model.head.loss(predictions, labels, loss_key)
+        if "image" in batch:
+            images = labelled.normalise(self.config.data, batch["image"], batch["size"])
+            maps, interim = model.features(images, backbone_key)
+        else:
+            maps, interim = frozen_features.maps(batch), ()
+        terms = model.head.loss(model.decode(maps, head_key), labels, loss_key)
         weight = self.config.task.get("semantic_weight", spm.SEMANTIC_WEIGHT)
         if interim and weight:
             terms["loss_semantic"] = weight * spm.semantic_loss(interim, labels)
@@ -208,7 +217,9 @@ class SegmentationTask:
         self, model: Segmenter, batch: dict[str, np.ndarray]
     ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """The first images of a batch, each a row of image, labels and predictions."""
-        number = min(self.config.eval.num_pictures, len(batch["image"]))
+        number = min(self.config.eval.num_pictures, len(batch["mask"]))
+        if "image" not in batch:
+            batch = labelled.read(self.config.data, self.source, batch["index"][:number])
         images, masks = batch["image"][:number], batch["mask"][:number]
         found, palette = self.predict(model, images), self.palette
         rows = [
