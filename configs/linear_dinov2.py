@@ -16,13 +16,13 @@ package, trained on clean scenes by day and tested on others at night, in fog an
 Arguments (after a colon, joined by commas):
     small | base | large | giant    the backbone; base is the default
     scenes                          the embedded data set and the micro backbone
-    linear | rein | full            frozen, with Rein, or everything trained
+    linear | rein | spm | full      frozen, with Rein, with SPM, or everything trained
 """
 
 from ml_collections import ConfigDict
 
 SIZES = {"small": 12, "base": 12, "large": 24, "giant": 40}  # blocks
-WAYS = ("linear", "rein", "full")
+WAYS = ("linear", "rein", "spm", "full")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -39,6 +39,8 @@ def get_config(arg: str = "") -> ConfigDict:
         scenes(config)
     if way == "rein":
         config.method = ConfigDict({"name": "rein", "query_width": None, "num_tokens": 100})
+    if way == "spm":
+        config.method = ConfigDict({"name": "spm", "hidden": 64, "steps": 3})
     if way == "full":
         config.trainable = "everything"
         config.optimizer.rates = (("backbone/.*", 0.1),)
@@ -128,7 +130,7 @@ def folders(size: str) -> ConfigDict:
 
 def scenes(config: ConfigDict) -> None:
     """The laptop's version: trained on clean scenes by day, tested on dirty ones at night."""
-    config.total_steps = 400
+    config.total_steps = 1500
     config.batch_size = 32
     data = config.data
     data.source, data.image_size, data.short_edges = "scenes", (64, 64), ()
@@ -146,4 +148,4 @@ def scenes(config: ConfigDict) -> None:
     config.optimizer.base_lr = 3.2e-2
     config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
     config.eval.crop, config.eval.batch = (), 64
-    config.eval.every = config.run.checkpoint_every = 200
+    config.eval.every = config.run.checkpoint_every = 500

@@ -1,0 +1,42 @@
+"""Ways to adapt a segmenter, on scenes: `python -m benchmarks.segmentation_scenes`.
+
+Every way has the same head on the shipped backbone, sees the same clean scenes by day, and is
+tested on clean scenes and on others: at night, in fog and rain, by a worse camera. mIoU in percent.
+Minutes a run on two cores; runs that a results file already holds are not done again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.seeds import Entry, compare
+from configs import linear_dinov2, rein_gta, spm_cityscapes
+
+ENTRIES = {
+    "linear": Entry(linear_dinov2, "scenes,linear"),
+    "linear, Rein": Entry(linear_dinov2, "scenes,rein"),
+    "linear, SPM": Entry(linear_dinov2, "scenes,spm"),
+    "linear, full": Entry(linear_dinov2, "scenes,full"),
+    "Mask2Former": Entry(rein_gta, "scenes,frozen"),
+    "Mask2Former, Rein": Entry(rein_gta, "scenes,rein"),
+    "Mask2Former, full": Entry(rein_gta, "scenes,full"),
+    "UPerNet": Entry(spm_cityscapes, "scenes,frozen"),
+    "UPerNet, SPM": Entry(spm_cityscapes, "scenes,spm"),
+}
+
+
+def score(config: Any, task: Any, outcome: Any) -> dict[str, float]:
+    """mIoU on both kinds of scenes."""
+    found = task.evaluate(outcome.model)
+    return {"clean": found["clean/miou"], "other": found["other/miou"]}
+
+
+if __name__ == "__main__":
+    compare(
+        __doc__,
+        ENTRIES,
+        score,
+        ("clean", "other"),
+        runs="runs/segmentation_scenes.jsonl",
+        decimals=2,
+    )
