@@ -2,28 +2,26 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from tests.recipes import CONFIGS, DISTINCT, config_of
 from vadapt.partition import count, flatten, split
 from vadapt.run import run
 from vadapt.tasks import make_task
 from vadapt.training.optim import decay_mask, rate_factors
 from vadapt.weights.adapter_file import read_info
 
-ROOT = Path(__file__).parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 # Paradigms of the paper besides the default one; each is an argument of pad_msip.
 PARADIGMS = ["frozen", "scratch", "full_layer_decay", "adapter_learnable_scale"]
 
 
 def shrunk(name, arg):
     """A config's version on scenes, as small as it gets."""
-    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    config = config_of(name, arg)
     config.total_steps = min(config.total_steps, 2)
     config.batch_size = 8
     config.data.num_scenes = 16
@@ -35,7 +33,7 @@ def shrunk(name, arg):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_config_trains_on_scenes(name, tmp_path):
     config = shrunk(name, "scenes")
     result = run(config, tmp_path)
@@ -59,7 +57,7 @@ def test_the_papers_other_paradigms_are_arguments(paradigm, tmp_path):
         assert result["trainable_parameters"] == pytest.approx(trains, rel=0.5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_says_what_it_is(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert "python -m vadapt.main" in text
@@ -87,7 +85,7 @@ def test_unknown_arguments_say_what_is_allowed():
 
 def model_of(name, arg=""):
     """The model that a config trains, by shapes alone, and the config."""
-    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    config = config_of(name, arg)
     config.data.num_classes = {"spm_ade20k": 150, "pad_soda": 21}.get(name, 19)
     task = make_task(config)
     return nnx.eval_shape(lambda: task.build(pretrained=False)), config

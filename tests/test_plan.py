@@ -1,6 +1,5 @@
 """Planning: the step that training runs, compiled for TPUs that are not here."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.recipes import DISTINCT, config_of
 from vadapt import plan
 from vadapt.errors import ConfigError
 from vadapt.tasks import make_task
@@ -17,7 +17,6 @@ from vadapt.training import chips
 # libtpu exists for Linux on x86 only.
 pytest.importorskip("libtpu", reason="libtpu is not made for this platform")
 ROOT = Path(__file__).parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +24,6 @@ def promotion():
     """As in training: bfloat16 attention promotes its softmax, and products are the default's."""
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("default"):
         yield
-
-
-def config_of(name, argument=""):
-    get_config = importlib.import_module(f"configs.{name}").get_config
-    return get_config(argument) if argument else get_config()
 
 
 def small(argument="scenes", **changes):
@@ -101,7 +95,7 @@ def test_what_does_not_fit_is_said():
     assert "too much" in plan.comparison({"huge": found})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_config_is_planned(name):
     """The published sizes as far as the compiler's input; their version on scenes to its end."""
     traced, program = plan.trace(config_of(name), "v5e:4x4")
@@ -114,7 +108,7 @@ def test_every_config_is_planned(name):
     assert sent(found) <= found["trainable_bytes"] + 1024
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_batches_have_the_shapes_that_plans_are_made_for(name):
     config = config_of(name, "scenes")
     config.batch_size, config.data.num_scenes = 4, 8

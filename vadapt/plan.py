@@ -96,7 +96,8 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     """
     mesh = sharding.make_mesh(config.parallel.fsdp, chips.devices(topology, slices))
     config = copy.deepcopy(config)
-    config.eval.probe_scenes = 0
+    if "probe_scenes" in config.eval:
+        config.eval.probe_scenes = 0
     config.batch_size = shared_batch(config, mesh.size)
     task = make_task(config)
     parts = split(nnx.eval_shape(lambda: task.build(pretrained=False)), config.trainable)

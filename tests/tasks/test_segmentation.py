@@ -116,6 +116,8 @@ def test_testing_counts_every_element_once_whatever_fills_batches_up():
         found = task.predict(model, source[i]["image"][None])
         truth = jnp.asarray(source[i]["mask"])[None]
         whole += np.asarray(confusion_matrix(jnp.asarray(found), truth, len(CLASSES)))
+    odd = np.zeros((1, 50, 37, 3), np.uint8)  # no multiples of a patch
+    assert task.predict(model, odd).shape == (1, 50, 37)
     scores = task.evaluate(model)
     assert scores["other/miou"] == pytest.approx(100 * mean_iou(whole), abs=1e-3)
     assert set(scores) >= {"clean/miou", "mean/miou", "mean/aacc"}
@@ -216,3 +218,14 @@ def test_sets_are_joined_to_train_on():
     other.classes = ("sky",)
     with pytest.raises(ConfigError, match="'b' cannot be joined"):
         Joined({"a": two, "b": other})
+
+
+def test_scales_and_mirroring_are_settings_of_testing():
+    config = scenes()
+    config.eval.scales, config.eval.flip = (0.75, 1.0, 1.25), True
+    task = SegmentationTask(config)
+    model = task.build()
+    image = task.source[0]["image"][None]
+    several = task.predict(model, image)
+    assert several.shape == (1, 64, 64)
+    np.testing.assert_array_equal(task.predict(model, image[:, :, ::-1])[:, :, ::-1], several)

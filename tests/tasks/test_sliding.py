@@ -99,7 +99,7 @@ def test_scales_are_averaged_at_the_images_size(rng):
 
     images = jnp.asarray(rng.normal(size=(1, 20, 30, 2)), jnp.float32)
     found = Inference(scales=(0.5, 1.0, 1.75), multiple=4)(score, images, (10, 10))
-    assert sizes == [(8, 16), (20, 30), (36, 52)]
+    assert sizes == [(8, 16), (20, 32), (36, 52)]
     assert found.shape == (1, 10, 10, 2)
     flat = Inference(scales=(0.5, 1.5))(score, jnp.ones((1, 8, 8, 1)), (8, 8))
     np.testing.assert_allclose(flat, 1.0, rtol=1e-6)
@@ -124,3 +124,18 @@ def test_padding_becomes_zero_after_normalisation():
 def test_impossible_options_are_errors(options):
     with pytest.raises(ConfigError):
         Inference(**options)
+
+
+def test_models_see_multiples_of_their_patches_only():
+    seen = []
+
+    def score(images):
+        seen.append(images.shape[1:3])
+        return images
+
+    images = jnp.zeros((1, 50, 23, 2))
+    assert Inference(multiple=8)(score, images, (50, 23)).shape == images.shape
+    assert seen == [(48, 24)]
+    seen.clear()
+    Inference((32, 32), (16, 16), multiple=8)(score, images, (50, 23))
+    assert set(seen) == {(32, 24)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -233,7 +234,9 @@ class SegmentationTask:
     def _classes(self, graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Array:
         model = nnx.merge(graph, tree)
         pixels = labelled.normalise(self.config.data, images)
-        return self.inference(model.scores, pixels, size).argmax(axis=-1)
+        multiple = getattr(model.backbone, "patch_size", 1)
+        inference = dataclasses.replace(self.inference, multiple=multiple)
+        return inference(model.scores, pixels, size).argmax(axis=-1)
 
     @functools.cached_property
     def _jitted_classes(self) -> Callable[..., Any]:

@@ -93,7 +93,8 @@ class Inference:
         windows: see `slide`.
         scales: of the image, whose scores are averaged; each is resized back to the image's size.
         flip: averages with what the mirrored image gives, mirrored back.
-        multiple: sides of scaled images are rounded to multiples of it (the patch size).
+        multiple: sides that the model sees whole, of images or of windows that are smaller than
+            the crop, are resized to multiples of it (the patch size).
 
     >>> pixels = jnp.arange(2.0 * 5 * 6).reshape(1, 5, 6, 2)
     >>> scores = Inference((4, 4), (2, 3), flip=True)(lambda images: 2 * images, pixels, (5, 6))
@@ -129,16 +130,23 @@ class Inference:
         return resize_bilinear(mean, size)
 
     def _at_scale(self, score: Score, images: Array, scale: float | int) -> Array:
-        if scale != 1:
-            height, width = (
-                max(round(side * scale / self.multiple), 1) * self.multiple
-                for side in images.shape[1:3]
-            )
-            images = resize_bilinear(images, (height, width)).astype(images.dtype)
+        crops = self.crop or (np.inf, np.inf)
+        height, width = (
+            self._side(side, scale, crop)
+            for side, crop in zip(images.shape[1:3], crops, strict=True)
+        )
+        images = resize_bilinear(images, (height, width)).astype(images.dtype)
         scores = self._scores(score, images)
         if self.flip:
             scores = (scores + self._scores(score, images[:, :, ::-1])[:, :, ::-1]) / 2
         return scores
+
+    def _side(self, side: int, scale: float, crop: float) -> int:
+        """A scaled side; a multiple where the model sees all of it."""
+        scaled = round(side * scale)
+        if scaled >= crop:
+            return scaled
+        return max(round(side * scale / self.multiple), 1) * self.multiple
 
     def _scores(self, score: Score, images: Array) -> Array:
         if self.crop is None:
