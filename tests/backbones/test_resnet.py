@@ -154,7 +154,7 @@ def test_norms_can_go_by_the_batch_and_then_move_their_statistics():
     np.testing.assert_allclose(found.mean((0, 1, 2)), 0.0, atol=1e-5)
     np.testing.assert_allclose(found.std((0, 1, 2)), 1.0, atol=1e-4)
     np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
 
 
 def test_a_block_can_be_replaced(model):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,12 +12,17 @@ from jaxtyping import Array, Float
 
 from vadapt.partition import Statistic
 
+FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+FAN_IN = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
 
 class BatchNorm(nnx.BatchNorm):
     """Batch norm over the last axis, in float32, by the stored statistics.
 
-    With `use_running_average` set to False (an attribute) it takes those of the batch, which is
-    the global one where the batch is sharded, and moves the stored ones a tenth towards them.
+    With `use_running_average` set to False (an attribute; a module's `train()` and `eval()` set it
+    everywhere inside) it takes those of the batch, which is the global one where the batch is
+    sharded, and moves the stored ones a tenth towards them; towards the population's variance as
+    the n places of the batch estimate it, n / (n - 1) times their own.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
@@ -30,13 +38,19 @@ class BatchNorm(nnx.BatchNorm):
         self.mean, self.var = Statistic(self.mean[...]), Statistic(self.var[...])
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return super().__call__(x).astype(x.dtype)
+        kept = self.momentum * self.var[...]
+        y = super().__call__(x)
+        if not self.use_running_average:
+            places = x.size // x.shape[-1]
+            self.var[...] = kept + (self.var[...] - kept) * (places / max(places - 1, 1))
+        return y.astype(x.dtype)
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, batch norm, and ReLU if asked; odd sizes are rounded up.
+    """A convolution, batch norm, and ReLU if asked; odd sizes are rounded up.
 
-    The padding is (kernel - 1) / 2 * dilation on every side.
+    The padding is (kernel - 1) / 2 * dilation on every side. The convolution's own bias, which the
+    norm makes useless, is there for files that have it.
     """
 
     def __init__(
@@ -48,6 +62,8 @@ class ConvNorm(nnx.Module):
         stride: int = 1,
         dilation: int = 1,
         activation: bool = True,
+        use_bias: bool = False,
+        kernel_init: Callable[..., Any] = FAN_OUT,
         rngs: nnx.Rngs,
     ):
         padding = kernel // 2 * dilation
@@ -59,8 +75,8 @@ class ConvNorm(nnx.Module):
             strides=stride,
             padding=((padding, padding),) * 2,
             kernel_dilation=dilation,
-            use_bias=False,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            use_bias=use_bias,
+            kernel_init=kernel_init,
             rngs=rngs,
         )
         self.norm = BatchNorm(outputs, rngs=rngs)
