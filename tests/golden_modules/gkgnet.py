@@ -1,5 +1,5 @@
 """Golden cases of GKGNet: the modules of every part."""
 
-from tests.golden_modules import gkgnet_data
+from tests.golden_modules import gkgnet_data, gkgnet_graph
 
-MODULES = {**gkgnet_data.MODULES}
+MODULES = {**gkgnet_data.MODULES, **gkgnet_graph.MODULES}
