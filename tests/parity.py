@@ -144,7 +144,8 @@ def _compare(golden: Golden, builder: Builder, counts: Counts) -> Iterable[tuple
         for name, expected in golden[f"grad/{side}"].items():
             found = grads[side][_input_name(name, expected, grads[side])]
             found = _thinned(np.asarray(found), expected, meta)
-            yield _error(found, expected, rtol, atol), f"grad/{side}/{name}"
+            scale = _gradient_scale(expected, meta)
+            yield _error(found, expected, rtol, atol * scale), f"grad/{side}/{name}"
 
 
 def _thinned(found: np.ndarray, expected: np.ndarray, meta: dict[str, Any]) -> np.ndarray:
@@ -153,6 +154,12 @@ def _thinned(found: np.ndarray, expected: np.ndarray, meta: dict[str, Any]) -> n
         return found
     steps = (-(-size // kept) for size, kept in zip(found.shape, expected.shape, strict=True))
     return found[tuple(slice(None, None, max(step, 1)) for step in steps)]
+
+
+def _gradient_scale(expected: np.ndarray, meta: dict[str, Any]) -> float:
+    """The largest number of a gradient, but at least 1, where a file's check says so of `atol`."""
+    scaled = "atol * max(1, max|golden gradient|)" in meta.get("grad_check", "")
+    return max(1.0, float(np.abs(expected).max(initial=0.0))) if scaled else 1.0
 
 
 def _stated(name: str, meta: dict[str, Any], atol: float) -> float:

@@ -100,8 +100,9 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         WeightsError: names of no known family, or shapes of no named backbone.
     """
     family = family_of(arrays)
-    kinds = {"mae": "vit", "slip": "vit", "vadapt": ""}
+    kinds = {"mae": "vit", "slip": "vit", "vig": ("vig", "pvig"), "gkgnet": "pvig", "vadapt": ""}
     kind = kinds.get(family, family.split("_")[0])
+    always = {"groups": 2} if family == "gkgnet" else {}  # which no shape tells
     fixed = {"positions": "sincos"}  # which a file may leave out
     names = [name for name in BACKBONES if name.startswith(kind)]
     for name, options in itertools.product(names, ({}, fixed)):
@@ -110,7 +111,8 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         with contextlib.suppress(WeightsError):
             model = nnx.eval_shape(functools.partial(create, name, **options))
             _, report = match_weights(model, arrays, allow_unexpected=BESIDE)
-            return name, options | (table_size(model, arrays) if report.resized else {})
+            size = table_size(model, arrays) if report.resized else {}
+            return name, {**always, **options, **size}
     raise WeightsError(
         f"these are {family} weights, of no size that has a name here; give the name of a "
         "backbone and what differs, such as --backbone=vit_base "

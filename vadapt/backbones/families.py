@@ -13,6 +13,8 @@ from vadapt.backbones.layers import gelu_quick, gelu_tanh
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import VARIANTS as SAMS
 from vadapt.backbones.sam import sam
+from vadapt.backbones.vig import VARIANTS as VIGS
+from vadapt.backbones.vig import vig
 from vadapt.backbones.vit import VARIANTS, vit
 
 Triple = tuple[float, float, float]
@@ -133,4 +135,8 @@ BACKBONES: dict[str, Backbone] = {
         for depth in (50, 101)
     },
     **{f"convnext_{size}": _convolutional(functools.partial(convnext, size)) for size in CONVNEXTS},
+    **{
+        name: Backbone(functools.partial(vig, name), statistics=pixels)
+        for name, pixels in {**dict.fromkeys(VIGS, IMAGENET), "vig_micro": SCENES}.items()
+    },
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vadapt.errors import ConfigError, nearest
@@ -13,6 +13,11 @@ SEGMENTATION = {
     "linear": "vadapt.heads.linear:LinearHead",
     "upernet": "vadapt.heads.upernet:UPerNet",
     "mask2former": "vadapt.heads.mask2former:Mask2FormerHead",
+}
+# Of labels: config.head.name -> the class that reads maps and scores labels of images.
+LABELS = {
+    "linear": "vadapt.heads.linear:LinearLabels",
+    "label_graph": "vadapt.heads.label_graph:LabelGraph",
 }
 
 
@@ -26,7 +31,23 @@ def segmentation_head(name: str, widths: Sequence[int], num_classes: int, **opti
     Raises:
         ConfigError: no such head.
     """
-    if name not in SEGMENTATION:
-        raise ConfigError(f"unknown config.head.name {name!r}; {nearest(name, SEGMENTATION)}")
-    module, attribute = SEGMENTATION[name].split(":")
-    return getattr(importlib.import_module(module), attribute)(widths, num_classes, **options)
+    return _head(SEGMENTATION, name)(widths, num_classes, **options)
+
+
+def label_head(name: str, widths: Sequence[int], num_labels: int, **options: Any) -> Any:
+    """A head of `LABELS` for maps of these widths.
+
+    Such a head is called with maps, fine to coarse, and a key in training, and gives
+    `linear.LabelPredictions`.
+
+    Raises:
+        ConfigError: no such head.
+    """
+    return _head(LABELS, name)(widths, num_labels, **options)
+
+
+def _head(known: Mapping[str, str], name: str) -> Any:
+    if name not in known:
+        raise ConfigError(f"unknown config.head.name {name!r}; {nearest(name, known)}")
+    module, attribute = known[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

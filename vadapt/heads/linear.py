@@ -1,9 +1,9 @@
-"""Linear classifiers of patches: how far frozen features go by themselves."""
+"""Linear classifiers of patches and of images: how far frozen features go by themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -56,3 +56,26 @@ class LinearHead(nnx.Module):
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy at the labels' size; 255 is ignored."""
         return {"loss_seg": cross_entropy(predictions, labels)}
+
+
+class LabelPredictions(NamedTuple):
+    """What heads for labels of images predict."""
+
+    logits: Float[Array, "b l"]
+    # For each map, the places that every label took from, by group; of heads that choose places.
+    chosen: tuple[Int[Array, "b g l k"], ...] = ()
+
+
+class LinearLabels(nnx.Module):
+    """The mean of the last map, normalised, and one linear layer."""
+
+    def __init__(self, widths: Sequence[int], num_labels: int, *, rngs: nnx.Rngs):
+        self.norm = BatchNorm(widths[-1], rngs=rngs)
+        init = nnx.initializers.normal(0.01)
+        self.linear = nnx.Linear(widths[-1], num_labels, kernel_init=init, rngs=rngs)
+        mark(self, Head)
+
+    def __call__(
+        self, maps: Sequence[Float[Array, "b _h _w _d"]], key: OptionalKey = None
+    ) -> LabelPredictions:
+        return LabelPredictions(self.linear(self.norm(maps[-1].mean(axis=(1, 2)))))

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from vadapt.errors import WeightsError
-from vadapt.weights import mmselfsup
+from vadapt.weights import mmselfsup, vig
 from vadapt.weights.clip import CLIP, CLIP_HF, CLIP_TOWER, SLIP
 from vadapt.weights.convnext import CONVNEXT, CONVNEXT_HF, CONVNEXT_MM, CONVNEXT_TIMM
 from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
@@ -68,7 +68,7 @@ def find_family(
     """The table that knows most names, among equals the one that leaves fewest without a place.
 
     A DINOv2 file has names of a MAE file only, one of which (`mask_token`) has no place in a ViT.
-    None for vadapt's own names.
+    ViG's and GKGNet's files have tables of their own. None for vadapt's own names.
 
     Args:
         arrays: as `unwrapped` gives them.
@@ -80,6 +80,8 @@ def find_family(
         paths = (table.find(name, backbone) for name in arrays if not table.passes_over(name))
         return sum(found is None or found[0] not in places for found in paths)
 
+    if made := vig.table_of(arrays):
+        return made
     known = [sum(map(table.knows, arrays)) for table in FAMILIES]
     if any("/" in name for name in arrays) or not max(known):  # PyTorch's names have dots
         return None

@@ -24,6 +24,7 @@ from vadapt.weights.families import find_family, unwrapped
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
 from vadapt.weights.hub import local_path
 from vadapt.weights.tables import convert
+from vadapt.weights.vig import check_relative
 
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
 _PATCHES = "patch_embed/proj/kernel"
@@ -99,6 +100,7 @@ def load_weights(
         allow_unexpected=allow_unexpected,
         title=title,
     )
+    check_relative(arrays, allow_unexpected)
     assign(model, values)
     return report
 
@@ -122,6 +124,7 @@ def build_loaded(
     model = nnx.eval_shape(build)
     arrays, title = arrays_of(source)
     values, report = match_weights(model, arrays, title=title, **allowed)
+    check_relative(arrays, allowed.get("allow_unexpected", ()))
     places = variables(model)
     wheres = sharding.in_set_mesh({path: place.get_value() for path, place in places.items()})
     others = sorted(set(places) - set(values))  # constants, and what may be missing
@@ -173,8 +176,11 @@ def match_weights(
 
 def table_size(model: Any, arrays: Mapping[str, Any]) -> dict[str, int]:
     """The `image_size` at which a backbone's position table has as many rows as a file's."""
-    rows = _translate(arrays, model)[1]["pos_embed"].shape[0] - model.num_table_extra
-    return {"image_size": math.isqrt(rows) * model.patch_size}
+    converted = _translate(arrays, model)[1]
+    path = next(path for path in converted if path.endswith("pos_embed"))
+    owner = _owner(model, path)
+    rows = converted[path].shape[0] - owner.num_table_extra
+    return {"image_size": math.isqrt(rows) * owner.patch_size}
 
 
 def assign(
@@ -310,9 +316,7 @@ def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
 
 
 def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report) -> Any:
-    owner: Any = model
-    for part in path.split("/")[:-1]:
-        owner = getattr(owner, part)
+    owner = _owner(model, path)
     extra = getattr(owner, "num_table_extra", 1)
     side = math.isqrt(max(table.shape[0] - extra, 0))
     if side * side + extra != table.shape[0]:
@@ -325,6 +329,13 @@ def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report) -> 
         return resize_table(table, (side, side), owner.grid, num_extra=extra, way=way)
 
     return lazily(resize, table)
+
+
+def _owner(model: Any, path: str) -> Any:
+    """The module of a variable."""
+    for part in path.split("/")[:-1]:
+        model = getattr(model, part)
+    return model
 
 
 def _not_matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -24,6 +24,9 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "vector": lambda x: x.reshape(-1),  # (1, 1, d) to (d,)
     "table": lambda x: x.reshape(x.shape[-2:]),  # (1, n, d) to (n, d)
     "grid": lambda x: x.reshape(-1, x.shape[-1]),  # (1, g, g, d) to (g * g, d)
+    "places": lambda x: x.reshape(x.shape[-3], -1).T,  # (1, d, g, g) to (g * g, d)
+    # (d, d / p, 1, 1) to (p, d / p, d / p): a square grouped 1x1 convolution of p groups
+    "parts": lambda x: x.reshape(-1, x.shape[1], x.shape[1]).transpose(0, 2, 1),
 }
 
 # The way back.
@@ -35,6 +38,8 @@ REVERSED: dict[str, Callable[[Any], Any]] = {
     "vector": lambda x: x.reshape(1, 1, -1),
     "table": lambda x: x[None],
     "grid": lambda x: x.reshape(1, *_square(len(x)), x.shape[-1]),
+    "places": lambda x: x.T.reshape(1, -1, *_square(len(x))),
+    "parts": lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1], 1, 1),
 }
 
 

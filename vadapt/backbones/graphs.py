@@ -1,0 +1,148 @@
+"""Layers of vision graphs: nodes that take from their nearest neighbours, each with an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vadapt.backbones.convolutions import FAN_IN, BatchNorm
+from vadapt.backbones.layers import OptionalKey, drop_path, gelu_exact, split_key
+from vadapt.errors import ShapeError
+from vadapt.kernels.group_knn import Bias, group_max_relative
+
+PARTS = 4  # of channels in the layer that mixes nodes with messages, whatever the groups of a graph
+
+
+class PartsLinear(nnx.Module):
+    """A linear layer for each of several parts of the channels: a grouped 1x1 convolution."""
+
+    def __init__(self, width: int, parts: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal", batch_axis=0)
+        shape = (parts, width // parts, width // parts)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        parts = x.reshape(*x.shape[:-1], *self.kernel.shape[:2])
+        y = jnp.einsum("...pi,pio->...po", parts, self.kernel[...]).reshape(x.shape)
+        return y + jnp.broadcast_to(self.bias[...], y.shape)
+
+
+class LinearNorm(nnx.Module):
+    """A linear layer with a bias, of parts of the channels if asked, and batch norm."""
+
+    def __init__(self, inputs: int, outputs: int, *, parts: int = 1, rngs: nnx.Rngs):
+        self.linear = (
+            nnx.Linear(inputs, outputs, kernel_init=FAN_IN, rngs=rngs)
+            if parts == 1
+            else PartsLinear(inputs, parts, rngs=rngs)
+        )
+        self.norm = BatchNorm(outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        return self.norm(self.linear(x))
+
+
+class NormedMlp(nnx.Module):
+    """fc2(gelu(fc1(x))), four times as wide inside, with a batch norm in both layers."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.fc1 = LinearNorm(width, 4 * width, rngs=rngs)
+        self.fc2 = LinearNorm(4 * width, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.fc2(gelu_exact(self.fc1(x)))
+
+
+class GraphConv(nnx.Module):
+    """Max-relative graph convolution: gelu(norm(mix(node, message))), twice as wide as the nodes.
+
+    A message is, a channel, the most by which one of the node's neighbours exceeds it. Neighbours
+    are the k nearest in each group of channels; one group is ViG's graph, more are GKGNet's. A
+    node's channels and those of its message alternate, so that each part mixes both of its own.
+
+    Args:
+        dilation: of the nearest k * dilation, every dilation-th is a neighbour.
+
+    Raises:
+        ShapeError: a width that is odd or no multiple of the groups.
+
+    Source: DeepGCNs, arXiv:1904.03751; Vision GNN, arXiv:2206.00272; GKGNet, arXiv:2308.14378.
+    """
+
+    def __init__(
+        self, width: int, *, groups: int = 1, k: int = 9, dilation: int = 1, rngs: nnx.Rngs
+    ):
+        if width % 2 or width % groups:
+            raise ShapeError(
+                f"a graph of {width} channels in {groups} groups: channels must be even and a "
+                "multiple of the groups"
+            )
+        self.groups, self.k, self.dilation = groups, k, dilation
+        self.mix = LinearNorm(2 * width, 2 * width, parts=PARTS, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n c"], sources: Float[Array, "b m c"], bias: Bias = None
+    ) -> tuple[Float[Array, "b n e"], Int[Array, "b g n k"]]:
+        """New nodes, and the neighbours of each by group.
+
+        Args:
+            sources: what may be a neighbour.
+            bias: added to the distances, see `group_knn`.
+        """
+        messages, ids = group_max_relative(
+            x, sources, groups=self.groups, k=self.k, dilation=self.dilation, bias=bias
+        )
+        both = jnp.stack([x, messages], axis=-1).reshape(*x.shape[:-1], -1)
+        return gelu_exact(self.mix(both)), ids
+
+
+class GraphBlock(nnx.Module):
+    """x + fc2(conv(fc1(x))), the graph's branch; then x + mlp(x)."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        groups: int = 1,
+        k: int = 9,
+        dilation: int = 1,
+        drop_path_rate: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.fc1 = LinearNorm(width, width, rngs=rngs)
+        self.conv = GraphConv(width, groups=groups, k=k, dilation=dilation, rngs=rngs)
+        self.fc2 = LinearNorm(2 * width, width, rngs=rngs)
+        self.mlp = NormedMlp(width, rngs=rngs)
+        self.drop_path_rate = drop_path_rate
+
+    def take(
+        self,
+        x: Float[Array, "b n c"],
+        sources: Callable[[Array], Array],
+        bias: Bias = None,
+        key: OptionalKey = None,
+    ) -> tuple[Float[Array, "b n c"], Int[Array, "b g n k"]]:
+        """The graph's branch added to the nodes, and each node's neighbours.
+
+        Args:
+            sources: what may be a neighbour, of the nodes as `fc1` leaves them.
+        """
+        nodes = self.fc1(x)
+        y, ids = self.conv(nodes, sources(nodes), bias)
+        return x + drop_path(self.fc2(y), self.drop_path_rate, key), ids
+
+    def update(
+        self,
+        x: Float[Array, "b n c"],
+        sources: Callable[[Array], Array],
+        bias: Bias = None,
+        key: OptionalKey = None,
+    ) -> tuple[Float[Array, "b n c"], Int[Array, "b g n k"]]:
+        """Both branches; see `take`."""
+        take_key, mlp_key = split_key(key, 2)
+        x, ids = self.take(x, sources, bias, take_key)
+        return x + drop_path(self.mlp(x), self.drop_path_rate, mlp_key), ids
