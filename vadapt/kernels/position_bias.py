@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,9 @@ class PositionBias:
     ((4,), (16, 4), (16, 4))
     """
 
-    rows: Float[Array, "h"]  # of offsets 0, 1, ... in rows
-    columns: Float[Array, "w"]
+    # Of offsets 0, 1, ..., [h] and [w]. JAX puts other things than arrays into trees, too.
+    rows: Any
+    columns: Any
     reduction: int = dataclasses.field(default=1, metadata={"static": True})  # r
     geometric: bool = dataclasses.field(default=False, metadata={"static": True})
 
