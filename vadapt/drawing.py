@@ -13,6 +13,10 @@ from vadapt.errors import ShapeError
 
 Colour = tuple[int, int, int]
 
+GROUPS: tuple[Colour, ...] = (  # of channels
+    *((255, 176, 0), (30, 144, 255), (220, 60, 160), (60, 190, 110)),
+    *((150, 90, 230), (240, 90, 60), (0, 200, 210), (190, 200, 40)),
+)
 INK, QUIET, PAPER = (34, 36, 40), (110, 114, 122), (255, 255, 255)
 
 
@@ -87,6 +91,41 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Both at half strength."""
     return ((image.astype(np.uint16) + painted) // 2).astype(np.uint8)
+
+
+def draw_chosen(
+    image: UInt8[np.ndarray, "h w 3"],
+    ids: Integer[np.ndarray, "g k"],
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The patches that a node took from, in a colour a group of channels; the rest is dimmed.
+
+    Where several groups took from a patch, it has the mean of their colours.
+
+    Args:
+        ids: of patches, in raster order.
+        grid: rows and columns of patches.
+
+    Raises:
+        ShapeError: more groups than `GROUPS` has colours, or an id beyond the grid.
+    """
+    places = grid[0] * grid[1]
+    if len(ids) > len(GROUPS) or ids.min() < 0 or ids.max() >= places:
+        raise ShapeError(
+            f"{len(ids)} groups with patches {ids.min()} to {ids.max()}; expected up to "
+            f"{len(GROUPS)} groups, and ids below {places} for a grid of {grid[0]}x{grid[1]}"
+        )
+    taken = np.zeros((len(ids), places))
+    np.put_along_axis(taken, ids, 1.0, axis=1)
+    number = taken.sum(axis=0)
+    colours = taken.T @ np.asarray(GROUPS[: len(ids)], float) / np.maximum(number, 1)[:, None]
+    rows, columns = (
+        np.arange(side) * steps // side for side, steps in zip(image.shape[:2], grid, strict=True)
+    )
+    place = rows[:, None] * grid[1] + columns
+    # Half image and half colour where a group took from, a third of the image where none did.
+    share = np.where(number > 0, 0.5, 1 / 3)[place][..., None]
+    return (share * image + 0.5 * colours[place] + 0.5).astype(np.uint8)
 
 
 def colour_flow(

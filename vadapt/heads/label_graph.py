@@ -18,7 +18,6 @@ from vadapt.backbones.layers import OptionalKey, split_key, uniform
 from vadapt.heads.linear import LabelPredictions
 from vadapt.partition import Head, mark
 
-
 SMALL = nnx.initializers.normal(0.01)
 
 

@@ -229,6 +229,7 @@ READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".safetensors.index.json": _read_index,
     ".npz": _read_numpy,
     ".pth": _read_torch,
+    ".pth.tar": _read_torch,
     ".pt": _read_torch,
     ".bin": _read_torch,
 }

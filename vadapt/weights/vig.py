@@ -22,7 +22,6 @@ _PREFIX = r"(?:|backbone\.)"  # GKGNet's, before all names but those of its head
 _SEQUENCE = re.compile(r"(?:|backbone\.)backbone\.(\d+)\.(0\.fc1|conv)\.0\.weight")
 _RELATIVE = re.compile(r"(.*backbone\.\d+\.0\.)relative_pos")
 _SAME = 2e-6  # what the released matrices differ from the computed ones at most
-_ROWS = 4096  # compared at once
 
 
 def linear_norm(source: str, target: str, layout: str = "pointwise") -> tuple[Rule, ...]:
@@ -155,9 +154,6 @@ def _distance(stored: np.ndarray, width: int) -> float:
     if width % 4 or stored.shape != (1, side**2, (side // max(reduction, 1)) ** 2):
         return math.inf
     offsets = table(width, side)
-    bias = PositionBias(offsets, offsets, reduction)
-    parts = (slice(i, min(i + _ROWS, n)) for i in range(0, n, _ROWS))
-    differences = (
-        np.abs(stored[0, part] - np.asarray(bias.dense(np.arange(n)[part]))) for part in parts
-    )
-    return float(max(np.max(difference) for difference in differences))
+    rows, columns = map(np.asarray, PositionBias(offsets, offsets, reduction).factors())
+    stored = stored.reshape(side, side, m)
+    return float(max(np.abs(stored[i] - (rows[i] + columns)).max() for i in range(side)))
