@@ -77,12 +77,12 @@ class LabelGraph(nnx.Module):
         rates = drop_path_rates or (0.0,) * number
         self.table = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (num_labels, widths[0])))
 
-        def blocks(i: int) -> nnx.List[LabelBlock]:
+        def blocks(i: int) -> list[LabelBlock]:
             options = {"groups": groups, "k": k, "drop_path_rate": rates[i]}
             times = depth if i == number - 1 else 1
-            return nnx.List([LabelBlock(widths[i], **options, rngs=rngs) for _ in range(times)])
+            return [LabelBlock(widths[i], **options, rngs=rngs) for _ in range(times)]
 
-        self.blocks = nnx.List([blocks(i) for i in range(number)])
+        self.blocks = nnx.List([nnx.List(blocks(i)) for i in range(number)])
         self.widen = nnx.List([_affine(a, b, rngs) for a, b in itertools.pairwise(widths)])
         self.fc1 = OwnRow(widths[-1], num_labels, rngs=rngs)
         self.fc2 = nnx.Linear(widths[-1], num_labels, kernel_init=SMALL, rngs=rngs)

@@ -156,4 +156,4 @@ def _distance(stored: np.ndarray, width: int) -> float:
     offsets = table(width, side)
     rows, columns = map(np.asarray, PositionBias(offsets, offsets, reduction).factors())
     stored = stored.reshape(side, side, m)
-    return float(max(np.abs(stored[i] - (rows[i] + columns)).max() for i in range(side)))
+    return float(np.max([np.abs(stored[i] - (rows[i] + columns)).max() for i in range(side)]))
