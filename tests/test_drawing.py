@@ -51,6 +51,20 @@ def test_ignored_pixels_are_white():
     assert drawn.tolist() == [[[1, 2, 3], [4, 5, 6], [255, 255, 255]]]
 
 
+def test_patches_that_groups_took_from_have_their_colours():
+    image = np.full((8, 12, 3), 90, np.uint8)
+    drawn = drawing.draw_chosen(image, np.array([[0, 5], [5, 4]]), (2, 3))
+    first, second = np.array(drawing.GROUPS[:2])
+    patches = drawn[::4, ::4].astype(int)
+    np.testing.assert_allclose(patches[0, 0], 45 + first / 2, atol=1)
+    np.testing.assert_allclose(patches[1, 1], 45 + second / 2, atol=1)
+    np.testing.assert_allclose(patches[1, 2], 45 + (first + second) / 4, atol=1)
+    np.testing.assert_array_equal(patches[0, 1:], 36)
+    np.testing.assert_array_equal(drawn, drawn[::4, ::4].repeat(4, 0).repeat(4, 1))
+    with pytest.raises(ShapeError, match="ids below 6 for a grid of 2x3"):
+        drawing.draw_chosen(image, np.array([[6]]), (2, 3))
+
+
 def test_flow_is_white_at_rest_and_changes_hue_with_direction():
     flow = np.array([[[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]], np.float32)
     drawn = drawing.colour_flow(flow, longest=1.0)

@@ -14,8 +14,8 @@ from vadapt.errors import ShapeError
 Colour = tuple[int, int, int]
 
 GROUPS: tuple[Colour, ...] = (  # of channels
-    *((255, 176, 0), (30, 144, 255), (220, 60, 160), (60, 190, 110)),
-    *((150, 90, 230), (240, 90, 60), (0, 200, 210), (190, 200, 40)),
+    *((255, 205, 0), (210, 40, 210), (0, 150, 255), (60, 190, 110)),
+    *((240, 90, 60), (120, 90, 230), (0, 210, 210), (150, 200, 40)),
 )
 INK, QUIET, PAPER = (34, 36, 40), (110, 114, 122), (255, 255, 255)
 
@@ -123,8 +123,8 @@ def draw_chosen(
         np.arange(side) * steps // side for side, steps in zip(image.shape[:2], grid, strict=True)
     )
     place = rows[:, None] * grid[1] + columns
-    # Half image and half colour where a group took from, a third of the image where none did.
-    share = np.where(number > 0, 0.5, 1 / 3)[place][..., None]
+    # Half image and half colour where a group took from, less of the image where none did.
+    share = np.where(number > 0, 0.5, 0.4)[place][..., None]
     return (share * image + 0.5 * colours[place] + 0.5).astype(np.uint8)
 
 
