@@ -116,10 +116,14 @@ def test_labels_know_nothing_of_each_other(head, maps):
 
 def test_it_reads_blocks_of_a_frozen_vit():
     model = drawn(lambda: models.create("vit_micro", image_size=16, depth=4))
-    maps = model.features(jnp.ones((1, 16, 16, 3)), (0, 1, 2, 3), as_grid=True)
     head = made([model.width] * 4, depth=2)
-    found = head(maps)
     assert [len(blocks) for blocks in head.blocks] == [1, 1, 1, 2]
+
+    @jax.jit
+    def run(images):
+        return head(model.features(images, (0, 1, 2, 3), as_grid=True))
+
+    found = run(jnp.ones((1, 16, 16, 3)))
     assert [ids.shape for ids in found.chosen] == [(1, 2, 3, 2)] * 4
     assert np.isfinite(found.logits).all()
 
@@ -148,8 +152,8 @@ def test_everything_in_it_learns(maps):
 def test_drop_path_acts_with_a_key(maps):
     head = made(drop_path_rates=(0.0, 0.9))
     plain = head(maps).logits
-    found = [head(maps, jax.random.key(i)).logits for i in range(3)]
-    assert max(float(np.abs(x - plain).max()) for x in found) > 1e-3
+    found = jax.jit(lambda key: head(maps, key).logits)(jax.random.key(0))
+    assert np.abs(found - plain).max() > 1e-3
     np.testing.assert_array_equal(made(drop_path_rates=(0.0, 0.0))(maps).logits, plain)
 
 
@@ -164,7 +168,20 @@ def test_the_linear_head_reads_the_last_maps_mean(maps):
 
 
 def test_heads_are_made_by_name():
-    assert isinstance(label_head("label_graph", WIDTHS, 3, rngs=nnx.Rngs(0)), LabelGraph)
+    head = nnx.eval_shape(lambda: label_head("label_graph", WIDTHS, 3, rngs=nnx.Rngs(0)))
+    assert isinstance(head, LabelGraph)
     with pytest.raises(ConfigError, match="nearest: 'label_graph'"):
         label_head("label_graphs", WIDTHS, 3, rngs=nnx.Rngs(0))
     assert set(LABELS) == {"linear", "label_graph"}
+
+
+@pytest.mark.parametrize("name", sorted(LABELS))
+def test_half_precision_gives_logits_of_it(name, maps):
+    options = {"k": 2} if name == "label_graph" else {}
+    head = label_head(name, WIDTHS, 3, **options, rngs=nnx.Rngs(0))
+    parts = split(head)
+    half, images = (
+        jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree) for tree in (parts.trainable, maps)
+    )
+    head = nnx.merge(parts.graph, half, parts.frozen, parts.state)
+    assert jax.eval_shape(lambda: head(images).logits).dtype == jnp.bfloat16
