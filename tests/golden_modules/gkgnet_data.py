@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from vadapt.data.repeated import Repeated, balanced_counts, repeat_factors
 from vadapt.losses.multilabel import asymmetric_loss
+from vadapt.metrics.multilabel import (
+    Counts,
+    average_precision,
+    choose,
+    label_scores,
+    precision_recall,
+)
 
 Arrays = dict[str, Any]
 
@@ -26,4 +36,44 @@ def asymmetric(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays
     }
 
 
-MODULES = {"asymmetric_loss": asymmetric}
+def class_balanced(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    targets, threshold = np.asarray(inputs["target"]), config["oversample_thr"]
+    repeated = Repeated([{}] * len(targets), balanced_counts(targets, threshold))
+    return {
+        "repeat_factor": repeat_factors(targets, threshold),
+        "indices": repeated.places.astype(np.int32),
+    }
+
+
+def metrics(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+    """Fractions of the path for COCO, percentages of the one that knows labels in doubt."""
+    scores, targets, areas, doubtful = (
+        np.asarray(inputs[name]) for name in ("scores", "target", "area", "target_difficult")
+    )
+    top = config["topk"]
+    found = label_scores(scores, targets, areas, threshold=config["threshold"], top=top)
+    outputs = {f"coco/{name}": value / 100 for name, value in found.items()}
+    for name in Counts._fields:  # the original's best labels must reach the threshold, too
+        outputs[f"coco/{name}_top{top}"] = outputs[f"coco/{name}_top{top}_thr"]
+    outputs["coco/AP"] = average_precision(scores, targets)
+    outputs["mm/AP"] = average_precision(scores, doubtful)
+    outputs["mm/mAP"] = 100 * outputs["mm/AP"].mean()
+    for name in config["out_shapes"]:
+        path, rule, metric = name.split("/") if name.count("/") == 2 else ("", "", "")
+        if rule.startswith("thr"):  # thr05: from a score of 0.5
+            chosen = choose(scores, threshold=float(f"{rule[3]}.{rule[4:]}"))
+        elif rule.startswith("top"):
+            chosen = choose(scores, top=int(rule[3:]))
+        else:
+            continue
+        outputs[f"{path}/{rule}/{metric}"] = 100 * getattr(
+            precision_recall(chosen, doubtful), metric
+        )
+    return outputs
+
+
+MODULES = {
+    "asymmetric_loss": asymmetric,
+    "class_balanced_repeat": class_balanced,
+    "multilabel_metrics": metrics,
+}

@@ -1,0 +1,203 @@
+"""How well several labels an image are told: average precision, precision and recall.
+
+Scores and targets of all images are needed at once, [n, l] on the host. Targets are 1 (there), 0
+(absent) or -1 (in doubt: in no ranking, and absent to precision and recall).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, Float, Int, Num
+
+from vadapt.errors import ConfigError
+
+# Areas in pixels below which an object is small, and below which it is no large one (COCO's).
+SMALL, LARGE = 32**2, 96**2
+
+
+class Answers:
+    """Scores, targets and areas of images batch by batch, kept in float32 on the host.
+
+    >>> answers = Answers()
+    >>> answers.add(np.array([[2.0], [3.0], [1.0]]), np.array([[1], [0], [1]]))
+    >>> round(average_precision(*answers.rows()[:2])[0], 3)  # 1/2 and 2/3
+    0.583
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._num_labels = 0
+
+    def add(
+        self,
+        scores: Float[np.ndarray, "b l"],
+        targets: Num[np.ndarray, "b l"],
+        areas: Num[np.ndarray, "b l"] | None = None,
+        valid: Bool[np.ndarray, " b"] | None = None,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            areas: pixels of each label's objects, 0 where it is absent; in all batches or in none.
+            valid: False for rows that only fill the batch up.
+        """
+        parts = [scores, targets] if areas is None else [scores, targets, areas]
+        rows = np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)
+        self._num_labels = scores.shape[1]
+        self._rows.append(rows if valid is None else rows[np.asarray(valid)])
+
+    def rows(self) -> tuple[Any, ...]:
+        """Scores, targets and areas (or None) of all processes, [n, l] each.
+
+        In the source's order, if the processes took its elements by turns: so that ties end the
+        same whatever their number.
+
+        Raises:
+            ConfigError: nothing was added.
+        """
+        if not self._rows:
+            raise ConfigError("no image was added: nothing to score")
+        rows = _from_all_processes(np.concatenate(self._rows))
+        parts = np.split(rows, rows.shape[1] // self._num_labels, axis=1)
+        return parts[0], parts[1].astype(np.int8), parts[2] if len(parts) > 2 else None
+
+
+def _from_all_processes(rows: Float[np.ndarray, "m c"]) -> Float[np.ndarray, "n c"]:
+    counts = np.asarray(multihost_utils.process_allgather(np.array([len(rows)]))).reshape(-1)
+    filled = np.zeros((counts.max(), rows.shape[1]), rows.dtype)
+    filled[: len(rows)] = rows
+    gathered = np.asarray(multihost_utils.process_allgather(filled))
+    gathered = gathered.reshape(len(counts), *filled.shape)
+    there = np.arange(len(filled))[:, None] < counts[None, :]
+    return gathered.swapaxes(0, 1)[there]
+
+
+def average_precision(
+    scores: Float[np.ndarray, "n l"],
+    targets: Int[np.ndarray, "n l"],
+    *,
+    kept: Bool[np.ndarray, "n l"] | None = None,
+    eleven_points: bool = False,
+) -> Float[np.ndarray, " l"]:
+    """Average precision of each label, in [0, 1]; 0 for one that is in no image.
+
+    The mean of the precision at every image that has it, images by descending score, equal ones in
+    their order. Entries of -1 are left out of the ranking.
+
+    Args:
+        kept: False for other entries to leave out.
+        eleven_points: the mean over recalls 0, 0.1, ... 1 of the best precision at that recall or
+            more instead, as VOC 2007 has it.
+    """
+    counts = targets >= 0 if kept is None else kept & (targets >= 0)
+    order = np.argsort(-scores, axis=0, kind="stable")
+    counts = np.take_along_axis(counts, order, 0)
+    hits = np.take_along_axis(targets > 0, order, 0) & counts
+    found, positives = hits.cumsum(0), hits.sum(0)
+    precision = found / np.maximum(counts.cumsum(0), 1)
+    if not eleven_points:
+        return (precision * hits).sum(0) / np.maximum(positives, 1)
+    reached = [10 * found >= step * positives for step in range(11)]
+    best = [np.where(there & hits, precision, 0).max(0, initial=0) for there in reached]
+    return np.mean(best, axis=0)
+
+
+class Counts(NamedTuple):
+    """Precision and recall, in [0, 1]: means over labels (c), and of all answers together (o).
+
+    0 of 0 counts as 0, so that a label which is never predicted has no precision, and one that is
+    in no image no recall. CF1 is the harmonic mean of the means, not a mean of labels' own.
+    """
+
+    CP: float
+    CR: float
+    CF1: float
+    OP: float
+    OR: float
+    OF1: float
+
+
+def precision_recall(predicted: Bool[np.ndarray, "n l"], targets: Int[np.ndarray, "n l"]) -> Counts:
+    """Precision, recall and F1 of a choice of labels for each image."""
+    there = targets > 0
+    right = (predicted & there).sum(0)
+    chosen, wanted = predicted.sum(0), there.sum(0)
+    class_precision = float(_ratio(right, chosen).mean())
+    class_recall = float(_ratio(right, wanted).mean())
+    precision = float(_ratio(right.sum(), chosen.sum()))
+    recall = float(_ratio(right.sum(), wanted.sum()))
+    return Counts(
+        class_precision,
+        class_recall,
+        _harmonic(class_precision, class_recall),
+        precision,
+        recall,
+        _harmonic(precision, recall),
+    )
+
+
+def choose(
+    scores: Float[np.ndarray, "n l"],
+    *,
+    threshold: float | None = None,
+    top: int | None = None,
+) -> Bool[np.ndarray, "n l"]:
+    """The labels whose score reaches the threshold, and that are among the `top` of the image.
+
+    Of equal scores the first labels are taken. None for either sets no such condition.
+    """
+    chosen = np.ones(scores.shape, bool) if threshold is None else scores >= threshold
+    if top is None:
+        return chosen
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1)
+    return chosen & (ranks < top)
+
+
+def label_scores(
+    scores: Float[np.ndarray, "n l"],
+    targets: Int[np.ndarray, "n l"],
+    areas: Num[np.ndarray, "n l"] | None = None,
+    *,
+    threshold: float | int = 0.5,
+    top: int = 3,
+) -> dict[str, float]:
+    """All scores in percent, by name.
+
+    `mAP` (all labels count, those in no image with 0); `mAP_voc07` (eleven points); `CP`, `CR`,
+    `CF1`, `OP`, `OR`, `OF1` at the threshold; the same with `_top3` for the best three labels of
+    each image, whatever their scores, as most papers have it; with `_top3_thr` for those of them
+    that reach the threshold, as GKGNet's released code has it; with areas `mAP_s`, `mAP_m` and
+    `mAP_l`, which rank images with objects of one size among those without.
+
+    Args:
+        areas: pixels of each label's objects in the image, 0 where it is absent.
+    """
+    results = {
+        "mAP": average_precision(scores, targets).mean(),
+        "mAP_voc07": average_precision(scores, targets, eleven_points=True).mean(),
+    }
+    if areas is not None:
+        for name, low, high in (("s", 0, SMALL), ("m", SMALL, LARGE), ("l", LARGE, np.inf)):
+            kept = (areas == 0) | ((areas >= low) & (areas < high))
+            results[f"mAP_{name}"] = average_precision(scores, targets, kept=kept).mean()
+    choices = {
+        "": choose(scores, threshold=threshold),
+        f"_top{top}": choose(scores, top=top),
+        f"_top{top}_thr": choose(scores, threshold=threshold, top=top),
+    }
+    for suffix, chosen in choices.items():
+        counted = precision_recall(chosen, targets)._asdict()
+        results |= {f"{name}{suffix}": value for name, value in counted.items()}
+    return {name: 100 * float(value) for name, value in results.items()}
+
+
+def _ratio(part: Any, whole: Any) -> Any:
+    return part / np.maximum(whole, 1)
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b else 0.0
