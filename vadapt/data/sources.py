@@ -131,6 +131,7 @@ class Tfds:
         self.image_key = image_key
         self.channels = channels
         builder = _prepared_builder(tfds, name, split, data_dir)
+        self.metadata = builder.info.metadata
         features = builder.info.features
         if image_key not in features:
             raise DataError(f"{name!r} has no feature {image_key!r}; it has {sorted(features)}")

@@ -23,8 +23,8 @@ class Answers:
 
     >>> answers = Answers()
     >>> answers.add(np.array([[2.0], [3.0], [1.0]]), np.array([[1], [0], [1]]))
-    >>> round(average_precision(*answers.rows()[:2])[0], 3)  # 1/2 and 2/3
-    0.583
+    >>> average_precision(*answers.rows()[:2]).round(3).tolist()  # of 1/2 and 2/3
+    [0.583]
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,17 @@
+"""Prepares COCO with labels of whole images: python -m datasets.coco_labels ROOT --tfds DIR"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    from datasets import labelled
+    from datasets.coco_labels.coco_labels_dataset_builder import Builder
+
+    return labelled.main(Builder, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
