@@ -99,6 +99,7 @@ def make_stream(
     batch_size: int,
     seed: int,
     shuffle: bool = True,
+    views: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -115,6 +116,8 @@ def make_stream(
         batch_size: of the whole batch; each process reads its share, the rows after those of the
             processes before it, so that what is trained does not depend on their number.
         shuffle: without it every epoch has the source's order (random transforms still differ).
+        views: how often an element comes in succession, transformed anew each time (repeated
+            augmentation, arXiv:1902.05509); an epoch takes so many times the batches.
         num_threads: that read and transform; 0 reads in the caller's thread. By default two for
             each core, 16 at most. Threads, not processes: the work is done in Pillow and NumPy,
             which let other threads run.
@@ -152,7 +155,11 @@ def make_stream(
         elements = elements.shuffle(seed=shuffle_seed)
     # After repeat, and before the processes part: an element's generator is then that of its place
     # in the endless order, new in every epoch and the same for any number of processes.
-    elements = elements.repeat().random_map(transform, seed=transform_seed)
+    elements = elements.repeat()
+    if views > 1:
+        each = elements
+        elements = grain.MapDataset.range(sys.maxsize).map(lambda place: each[place // views])
+    elements = elements.random_map(transform, seed=transform_seed)
     return Stream(
         elements,
         guarded,

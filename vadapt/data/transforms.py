@@ -33,9 +33,11 @@ def apply_all(transforms: Sequence[Transform], record: Record, rng: np.random.Ge
 
 
 def resize(
-    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+    image: UInt8[np.ndarray, "h w c"],
+    size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
-    """Resizes to (height, width) with Pillow's bicubic filter, which widens when it shrinks.
+    """Resizes to (height, width) with a filter of Pillow's, which widens when it shrinks.
 
     That is antialiasing, and what torchvision does to the Pillow images that it is given.
     """
@@ -44,9 +46,7 @@ def resize(
     # Grey shown in three channels is a view of one: a third of the work, and the same numbers.
     grey = image.shape[-1] == 1 or image.strides[-1] == 0
     flat = image[..., 0] if grey else image
-    resized = Image.fromarray(np.ascontiguousarray(flat)).resize(
-        (size[1], size[0]), Image.Resampling.BICUBIC
-    )
+    resized = Image.fromarray(np.ascontiguousarray(flat)).resize((size[1], size[0]), resample)
     if grey and image.shape[-1] == 3:
         resized = Image.merge("RGB", (resized,) * 3)
     return np.asarray(resized).reshape(*size, image.shape[-1])
