@@ -15,6 +15,7 @@ from vadapt.metrics.multilabel import (
     choose,
     label_scores,
     precision_recall,
+    top_accuracy,
 )
 
 
@@ -107,6 +108,12 @@ def test_the_best_three_with_and_without_a_threshold(rng):
     assert not any(name.startswith("mAP_s") for name in found)
 
 
+def test_the_one_label_among_the_best():
+    scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]])
+    targets = np.array([[0, 1, 0], [0, 1, 0]])
+    assert [top_accuracy(scores, targets, top) for top in (1, 2)] == [50, 100]
+
+
 def test_areas_part_the_objects_by_size():
     scores = np.array([[0.9], [0.8], [0.7], [0.6], [0.5]])
     targets = np.array([[1], [0], [1], [1], [0]])
@@ -132,9 +139,13 @@ def test_processes_that_share_the_images_score_them_as_one_does():
     code = (
         "import numpy as np, jax; from vadapt.training.distributed import start\n"
         "from vadapt.metrics.multilabel import Answers; start()\n"
+        "from vadapt.data.stream import batches\n"
         "answers = Answers()\n"
-        "for i in range(jax.process_index(), 5, jax.process_count()):\n"
-        "    answers.add(np.full((1, 2), i, np.float32), np.full((1, 2), i % 2))\n"
+        "source = [{'labels': np.full(2, i)} for i in range(5)]\n"
+        "shared = {'process_index': jax.process_index(), 'process_count': 2, 'num_threads': 0}\n"
+        "for batch in batches(source, [], 4, **shared):\n"
+        "    labels = batch['labels']\n"
+        "    answers.add(labels.astype(np.float32), labels % 2, valid=batch['valid'])\n"
         "print(jax.process_count(), answers.rows()[0][:, 0].tolist())"
     )
     said, _ = finish(local(2, [sys.executable, "-c", code]))

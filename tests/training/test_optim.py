@@ -152,3 +152,11 @@ def test_undecayed_leaves_and_rates_go_by_pattern(tree):
         np.testing.assert_allclose(value, 1 - decay * factor, rtol=1e-6, err_msg=path)
     with pytest.raises(ConfigError, match="no trainable parameter matches"):
         make(tree, rates=(("nowhere", 0.1),))
+
+
+def test_a_staircase_falls_to_a_tenth_at_every_drop():
+    settings = {**SETTINGS, "warmup_share": 0.1, "drops": (0.25, 0.5)}
+    schedule = learning_rate(settings, total_steps=80, batch_size=256)
+    found = [float(schedule(step)) for step in (0, 4, 8, 19, 20, 39, 40, 79)]
+    half = 1e-2 * (1e-3 + 0.5 * (1 - 1e-3))
+    np.testing.assert_allclose(found, [1e-5, half, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-5)

@@ -21,6 +21,9 @@ SMALL, LARGE = 32**2, 96**2
 class Answers:
     """Scores, targets and areas of images batch by batch, kept in float32 on the host.
 
+    Batches are those of `vadapt.data.stream.batches`, of one size, of which each process has its
+    share of the rows.
+
     >>> answers = Answers()
     >>> answers.add(np.array([[2.0], [3.0], [1.0]]), np.array([[1], [0], [1]]))
     >>> average_precision(*answers.rows()[:2]).round(3).tolist()  # of 1/2 and 2/3
@@ -28,7 +31,7 @@ class Answers:
     """
 
     def __init__(self) -> None:
-        self._rows: list[np.ndarray] = []
+        self._batches: list[np.ndarray] = []
         self._num_labels = 0
 
     def add(
@@ -44,35 +47,26 @@ class Answers:
             areas: pixels of each label's objects, 0 where it is absent; in all batches or in none.
             valid: False for rows that only fill the batch up.
         """
-        parts = [scores, targets] if areas is None else [scores, targets, areas]
-        rows = np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)
+        counts = np.ones(len(scores)) if valid is None else valid
+        parts = [counts[:, None], scores, targets, *([] if areas is None else [areas])]
         self._num_labels = scores.shape[1]
-        self._rows.append(rows if valid is None else rows[np.asarray(valid)])
+        self._batches.append(np.concatenate([np.asarray(x, np.float32) for x in parts], axis=1))
 
     def rows(self) -> tuple[Any, ...]:
-        """Scores, targets and areas (or None) of all processes, [n, l] each.
-
-        In the source's order, if the processes took its elements by turns: so that ties end the
-        same whatever their number.
+        """Scores, targets and areas (or None) of all processes, [n, l] each, in their order.
 
         Raises:
             ConfigError: nothing was added.
         """
-        if not self._rows:
+        if not self._batches:
             raise ConfigError("no image was added: nothing to score")
-        rows = _from_all_processes(np.concatenate(self._rows))
+        mine = np.stack(self._batches)
+        everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, *mine.shape)
+        # A batch is the rows of one process after those of another.
+        rows = everyone.swapaxes(0, 1).reshape(-1, mine.shape[-1])
+        rows = rows[rows[:, 0] > 0, 1:]
         parts = np.split(rows, rows.shape[1] // self._num_labels, axis=1)
         return parts[0], parts[1].astype(np.int8), parts[2] if len(parts) > 2 else None
-
-
-def _from_all_processes(rows: Float[np.ndarray, "m c"]) -> Float[np.ndarray, "n c"]:
-    counts = np.asarray(multihost_utils.process_allgather(np.array([len(rows)]))).reshape(-1)
-    filled = np.zeros((counts.max(), rows.shape[1]), rows.dtype)
-    filled[: len(rows)] = rows
-    gathered = np.asarray(multihost_utils.process_allgather(filled))
-    gathered = gathered.reshape(len(counts), *filled.shape)
-    there = np.arange(len(filled))[:, None] < counts[None, :]
-    return gathered.swapaxes(0, 1)[there]
 
 
 def average_precision(
@@ -201,3 +195,10 @@ def _ratio(part: Any, whole: Any) -> Any:
 
 def _harmonic(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def top_accuracy(
+    scores: Float[np.ndarray, "n l"], targets: Int[np.ndarray, "n l"], top: int = 1
+) -> float:
+    """Share in percent of the images whose one label is among their `top` best scores."""
+    return 100 * float((choose(scores, top=top) & (targets > 0)).any(1).mean())

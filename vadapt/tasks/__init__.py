@@ -11,6 +11,8 @@ from vadapt.errors import ConfigError, nearest
 TASKS = {
     "mae": "vadapt.tasks.mae:MAETask",
     "milan": "vadapt.tasks.milan:MILANTask",
+    "classification": "vadapt.tasks.classification:ClassificationTask",
+    "multilabel": "vadapt.tasks.multilabel:MultilabelTask",
     "segmentation": "vadapt.tasks.segmentation:SegmentationTask",
 }
 

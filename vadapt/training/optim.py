@@ -58,11 +58,36 @@ def warmup_polynomial(
     return jnp.where(step < warmup, rising, falling)
 
 
+def warmup_steps(
+    step: Float[Array, "*n"] | float,
+    *,
+    peak: float,
+    warmup: float,
+    drops: Sequence[float],
+    factor: float = 0.1,
+    start: float = 1e-3,
+) -> Float[Array, "*n"]:
+    """Learning rate of a step, from 0: linear warm-up from `start` * peak, then a staircase.
+
+    Args:
+        drops: steps from which on the rate is `factor` times what it was.
+
+    Source: mmcv's StepLrUpdater with a linear warm-up, as GKGNet (arXiv:2308.14378) trains.
+    """
+    step = jnp.asarray(step, jnp.float32)
+    rate = jnp.full_like(step, peak)
+    for drop in drops:
+        rate = jnp.where(step >= drop, factor * rate, rate)
+    return rate * jnp.minimum(start + (1 - start) * step / max(warmup, 1e-9), 1.0)
+
+
 def learning_rate(config: Any, total_steps: int, batch_size: int) -> Schedule:
     """The run's schedule of the step number, from `config.optimizer`.
 
     Fields: `base_lr` (for 256 images a batch; the peak is base_lr * batch_size / 256), `end_lr`,
-    `warmup_share` (of all steps, in [0, 1)), and `power` of a polynomial (absent: a cosine).
+    `warmup_share` (of all steps, in [0, 1)), and `power` of a polynomial or `drops` of a staircase
+    (shares of all steps, from each of which on the rate is a tenth; there `end_lr` is not read);
+    without either it is a cosine.
     """
     lengths = {
         "peak": config["base_lr"] * batch_size / 256,
@@ -73,6 +98,10 @@ def learning_rate(config: Any, total_steps: int, batch_size: int) -> Schedule:
 
     def schedule(step: Any) -> Array:
         progress = jnp.asarray(step, jnp.float32)
+        if "drops" in config:
+            drops = [round(share * total_steps) for share in config["drops"]]
+            peak, warmup = lengths["peak"], lengths["warmup"]
+            return warmup_steps(progress, peak=peak, warmup=warmup, drops=drops)
         if "power" in config:
             return warmup_polynomial(progress, power=config["power"], **lengths)
         return warmup_cosine(progress, **lengths)

@@ -1,0 +1,201 @@
+"""Labels of images: a table of a user's own trained on, the step, exact testing, mixed images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import gkgnet_coco, gkgnet_voc, vig_imagenet
+from vadapt.data.multilabel import SceneLabels
+from vadapt.errors import ConfigError
+from vadapt.metrics.multilabel import average_precision
+from vadapt.partition import flatten, split
+from vadapt.run import run
+from vadapt.tasks import image_labels, make_task
+from vadapt.tasks.labelled import test_sets as sets_of
+from vadapt.tasks.mixing import mix
+
+
+def scenes(head="linear", **changes):
+    """A head on the frozen micro backbone, and scenes."""
+    config = gkgnet_coco.get_config("scenes,frozen")
+    config.batch_size, config.eval.batch, config.data.num_scenes = 8, 4, 12
+    for name in config.test:
+        config.test[name].num_scenes = 6
+    if head == "linear":
+        config.head = ConfigDict({"name": "linear"})
+    config.update(changes)
+    return config
+
+
+def write_table(root, splits=(("train", 0, 96), ("val", 7, 10))):
+    """Scenes as a user's folder, with one table of names."""
+    lines = ["file,labels"]
+    for name, seed, number in splits:
+        source = SceneLabels(number, seed=seed)
+        for i in range(number):
+            record, file = source[i], f"{name}/{i:02}.png"
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(record["image"]).save(root / file)
+            labels = [source.classes[k] for k in np.flatnonzero(record["labels"])]
+            lines.append(f"{file},{';'.join(labels)}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_a_users_table_is_trained_on(tmp_path):
+    write_table(tmp_path / "data")
+    config = scenes()
+    config.total_steps, config.batch_size = 30, 32
+    data = config.data
+    data.source, data.layout, data.path, data.split = "labels", "table", str(tmp_path / "data"), ""
+    data.num_labels, data.split = 0, "train"
+    config.test = ConfigDict({"val": {"split": "val"}, "train": {"split": "train"}})
+    config.eval.every = config.run.checkpoint_every = 15
+    result = run(config, tmp_path / "run")
+    chance = 100 * SceneLabels(96).targets.mean()
+    assert result["train/mAP/adapted"] > chance + 10
+    assert 0 < result["val/CF1/adapted"] < 100
+    assert (tmp_path / "run" / "pictures" / "labels_000030.png").exists()
+
+
+@pytest.mark.parametrize("head", ["linear", "label_graph"])
+def test_only_the_head_learns_and_every_term_is_reported(head):
+    task = make_task(scenes(head))
+    model = task.build()
+    parts = split(model)
+    assert {path.split("/")[0] for path in flatten(parts.trainable)} == {"head"}
+    batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
+    shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
+    assert shapes == {k: (v.shape, v.dtype) for k, v in task.batch_shapes().items()}
+    loss, terms = jax.jit(lambda batch, key: task.loss(task.build(), batch, key))(
+        batch, jax.random.key(0)
+    )
+    assert set(terms) == {"loss_bce", "loss_asl"}
+    np.testing.assert_allclose(loss, terms["loss_bce"] + terms["loss_asl"], rtol=1e-6)
+    np.testing.assert_allclose(terms["loss_bce"], 20 * np.log(2), rtol=0.2)
+
+
+def test_testing_counts_every_image_once_whatever_fills_batches_up():
+    config = scenes()
+    task = make_task(config)
+    model = task.build()
+    data = sets_of(config)["other"]
+    source = image_labels.make_source(data)
+    batches = list(image_labels.test_batches(data, source, 4))
+    assert [int(batch["valid"].sum()) for batch in batches] == [4, 2]
+    logits, targets, areas = task.answers(model, data).rows()
+    alone = np.concatenate([task.predict(model, source[i]["image"][None]) for i in range(6)])
+    np.testing.assert_allclose(logits, alone, atol=1e-4)
+    np.testing.assert_array_equal(targets, source.targets)
+    np.testing.assert_array_equal(areas[3], source[3]["areas"])
+    expected = 100 * average_precision(logits, source.targets).mean()
+    scores = task.evaluate(model)
+    assert scores["other/mAP"] == pytest.approx(expected)
+    assert {"clean/CF1", "clean/OF1_top3", "other/mAP_s", "other/CF1_top3_thr"} <= set(scores)
+
+
+def test_norms_of_the_backbone_move_only_when_they_train():
+    for norms in (False, True):
+        config = gkgnet_coco.get_config("scenes")
+        config.batch_size, config.data.num_scenes = 8, 8
+        config.task.train_norms = norms
+        task = make_task(config)
+        batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
+
+        def moved(batch, task=task):
+            model = task.build()
+            norm = model.backbone.stem[0].norm
+            before = norm.mean[...]
+            task.loss(model, batch, jax.random.key(0))
+            return jnp.abs(norm.mean[...] - before).max()
+
+        assert (float(jax.jit(moved)(batch)) > 0) == norms
+
+
+def test_pictures_show_what_labels_took_from():
+    task = make_task(scenes("label_graph"))
+    model = task.build()
+    batch = next(task.stream())
+    sheet = task.pictures(model, batch)["labels"]
+    assert sheet.dtype == np.uint8
+    plain = make_task(scenes())
+    without = plain.pictures(plain.build(), batch)["labels"]
+    assert sheet.shape[1] > without.shape[1] + 300  # three more columns
+
+
+def test_mixed_images_and_labels_go_together():
+    ones = jnp.ones((2, 16, 16, 3))
+    images = jnp.concatenate([ones, 0 * ones])
+    targets = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    kinds, run_mix = set(), jax.jit(lambda key: mix(key, images, targets))
+    for seed in range(24):
+        mixed, labels = run_mix(jax.random.key(seed))
+        np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-6)
+        share = mixed.mean((1, 2, 3))
+        np.testing.assert_allclose(share, labels[:, 0], atol=1e-5)
+        levels = np.unique(np.asarray(mixed[0]).round(6))
+        kinds.add("box" if set(levels.tolist()) <= {0.0, 1.0} else "blend")
+    assert kinds == {"box", "blend"}
+    same, labels = mix(jax.random.key(0), images, targets, mixup=0.0, cutmix=0.0)
+    assert same is images
+    assert labels is targets
+    blended, _ = mix(jax.random.key(1), images, targets, cutmix=0.0)
+    assert len(np.unique(np.asarray(blended[0]).round(6))) == 1
+
+
+def test_the_one_label_of_an_image_is_learnt_by_softmax():
+    config = vig_imagenet.get_config("scenes")
+    config.batch_size, config.data.num_scenes = 4, 6
+    config.model.backbone, config.model.weights = "vit_micro", "vit_micro_scenes"
+    config.model.options = ConfigDict({"positions": "sincos"})
+    config.model.allow_unexpected = ("decoder/.*",)
+    config.task.layers, config.task.mixup, config.task.cutmix = (5,), 0.8, 1.0
+    config.test = ConfigDict({"clean": {"num_scenes": 5}})
+    task = make_task(config)
+    model = task.build()
+    batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
+    loss, terms = task.loss(model, batch, jax.random.key(0))
+    assert set(terms) == {"loss_ce"}
+    np.testing.assert_allclose(loss, np.log(20), rtol=0.5)
+    scores = task.evaluate(model)
+    assert set(scores) == {"clean/top1", "clean/top5"}
+    assert 0 <= scores["clean/top1"] <= scores["clean/top5"] <= 100
+
+
+def test_published_recipes_are_the_papers():
+    config = gkgnet_coco.get_config()
+    optimizer, epoch = config.optimizer, 82_783 / 128
+    assert optimizer.base_lr * config.batch_size / 256 == pytest.approx(1e-4)
+    drops = [share * config.total_steps / epoch for share in optimizer.drops]
+    np.testing.assert_allclose(drops, [10, 50], rtol=1e-3)
+    np.testing.assert_allclose(config.head.drop_path_rates, np.linspace(0, 0.1, 12)[[0, 2, 4, 10]])
+    assert gkgnet_coco.get_config("448,tiny").data.image_size == (448, 448)
+    assert gkgnet_coco.get_config("frozen").data.image_size == (574, 574)
+    assert gkgnet_voc.get_config().data.image_size == (448, 448)
+    vig = vig_imagenet.get_config("s")
+    assert vig.optimizer.base_lr * vig.batch_size / 256 == pytest.approx(2e-3)
+    assert vig.model.options.groups == 2
+    for module in (gkgnet_coco, vig_imagenet):
+        with pytest.raises(ValueError, match="unknown argument"):
+            module.get_config("smal")
+
+
+def test_data_that_cannot_be_are_said(tmp_path):
+    config = scenes()
+    config.data.source = "scene"
+    with pytest.raises(ConfigError, match="nearest: 'scenes'"):
+        make_task(config).build()
+    config.data.source = "labels"
+    with pytest.raises(ConfigError, match=r"--config\.data\.path=ROOT"):
+        make_task(config).build()
+    write_table(tmp_path)
+    config.data.path, config.data.layout, config.data.num_labels = str(tmp_path), "table", 21
+    with pytest.raises(ConfigError, match=r"has 20 labels and config.data.num_labels is 21"):
+        make_task(config).build()
+    with pytest.raises(ConfigError, match="other classes"):
+        image_labels.make_source(config.data, ("car", "bus"))
+    config.data.augment = "crops"
+    with pytest.raises(ConfigError, match="nearest: 'crop"):
+        image_labels.augmentation(config.data)

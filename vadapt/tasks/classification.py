@@ -1,0 +1,39 @@
+"""Recognition of the one label that an image has, with mixed images and smoothed targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from vadapt.metrics.multilabel import Answers, top_accuracy
+from vadapt.tasks.mixing import mix
+from vadapt.tasks.multilabel import MultilabelTask, Recogniser
+
+
+class ClassificationTask(MultilabelTask):
+    """As `MultilabelTask`, with one label an image: softmax, and the best label counts.
+
+    Reads from `config.task` also `mixup` and `cutmix` (see `mixing.mix`) and `smoothing`.
+    """
+
+    def terms(
+        self, model: Recogniser, pixels: Array, labels: Array, key: Key[Array, ""]
+    ) -> dict[str, Float[Array, ""]]:
+        """Mean cross entropy of the batch."""
+        settings = self.config.task
+        mix_key, model_key = jax.random.split(key)
+        targets = optax.smooth_labels(labels.astype(jnp.float32), settings.smoothing)
+        pixels, targets = mix(
+            mix_key, pixels, targets, mixup=settings.mixup, cutmix=settings.cutmix
+        )
+        logits = model(pixels, model_key).logits.astype(jnp.float32)
+        return {"loss_ce": optax.softmax_cross_entropy(logits, targets).mean()}
+
+    def judge(self, answers: Answers) -> dict[str, Any]:
+        """The share of images whose label is the best one, and among the best five."""
+        scores, targets, _ = answers.rows()
+        return {f"top{number}": top_accuracy(scores, targets, number) for number in (1, 5)}

@@ -1,0 +1,234 @@
+"""Recognition of several labels an image: a head on a backbone, trained alone or with it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, UInt8
+
+from vadapt import models
+from vadapt.backbones.layers import OptionalKey, split_key
+from vadapt.backbones.staged import Staged
+from vadapt.data.stream import Stream
+from vadapt.drawing import contact_sheet, draw_chosen
+from vadapt.errors import ConfigError
+from vadapt.heads import label_head
+from vadapt.losses.multilabel import label_losses
+from vadapt.metrics.multilabel import Answers, label_scores
+from vadapt.tasks import image_labels, inputs
+from vadapt.tasks.labelled import test_sets, with_progress
+
+
+class Recogniser(nnx.Module):
+    """A backbone, and a head that reads its maps.
+
+    Args:
+        layers: numbers of the blocks (of stages, for backbones of stages) whose maps the head gets.
+        norm: whether the backbone's last norm acts on them.
+    """
+
+    def __init__(self, backbone: Any, head: Any, *, layers: tuple[int, ...], norm: bool = False):
+        self.backbone, self.head = backbone, head
+        self.layers, self.norm = layers, norm
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels a step in the maps."""
+        if isinstance(self.backbone, Staged):
+            return tuple(self.backbone.strides[layer] for layer in self.layers)
+        return (self.backbone.patch_size,) * len(self.layers)
+
+    def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Any:
+        """The head's predictions, with `logits` [b, l]; a key makes the call a training one."""
+        backbone_key, head_key = split_key(key, 2)
+        # Stages drop paths while they train; the blocks of a ViT, which stays as it is, do not.
+        options = {"key": backbone_key} if isinstance(self.backbone, Staged) else {}
+        maps = self.backbone.features(images, self.layers, as_grid=True, norm=self.norm, **options)
+        return self.head(maps, head_key)
+
+
+class MultilabelTask:
+    """Trains a head, and what the partition says of the backbone, on images with labels.
+
+    Reads `config.data` (to train on), `config.test` (data sets by name; each differs from
+    `config.data` in the fields that it gives), `config.model`, `config.method`, `config.head`,
+    `config.task` and `config.eval`.
+    """
+
+    judges_initial = False  # a new head knows nothing
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    @functools.cached_property
+    def source(self) -> Any:
+        """What is trained on."""
+        return image_labels.make_source(self.config.data)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the head's outputs."""
+        return self.source.classes
+
+    def build(self, *, pretrained: bool = True) -> Recogniser:
+        """The model with its pretrained weights, the method grafted in, and a new head.
+
+        Args:
+            pretrained: False leaves every weight at random and reads no file.
+
+        Raises:
+            ConfigError: the data have another number of labels than `config.data.num_labels`.
+        """
+        config, rngs = self.config, nnx.Rngs(self.config.seed)
+        number = config.data.num_labels
+        if pretrained and len(self.classes) != (number or len(self.classes)):
+            raise ConfigError(
+                f"{self.source!r} has {len(self.classes)} labels and config.data.num_labels is "
+                f"{number}; 0 takes what there is"
+            )
+        number = len(self.classes) if pretrained else self.num_labels
+        options = {"image_size": tuple(config.data.image_size), **config.model.options}
+        backbone = models.create(config.model.backbone, rngs=rngs, **options)
+        if pretrained:
+            models.load(backbone, config.model)
+        backbone = models.graft(backbone, config.method, seed=config.seed)
+        layers, staged = tuple(config.task.layers), isinstance(backbone, Staged)
+        widths = [backbone.widths[i] if staged else backbone.width for i in layers]
+        settings = dict(config.head)
+        head = label_head(settings.pop("name"), widths, number, **settings, rngs=rngs)
+        return Recogniser(backbone, head, layers=layers, norm=config.task.norm)
+
+    @property
+    def num_labels(self) -> int:
+        """Without data, to plan: as the config says, or as many as COCO has."""
+        return self.config.data.num_labels or 80
+
+    def stream(self) -> Stream:
+        """Training batches: {"image": uint8 [b, h, w, c], "labels": int8 [b, l]}."""
+        return image_labels.training_stream(self.config, self.source)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a whole batch of `stream` looks like, without reading any data."""
+        return image_labels.batch_shapes(self.config, self.num_labels)
+
+    def loss(
+        self, model: Recogniser, batch: dict[str, Array], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The sum of the terms for one batch, and the terms by name.
+
+        With `config.task.train_norms` the norms of the backbone, too, take the batch's statistics.
+        """
+        learning = model if self.config.task.train_norms else model.head
+        learning.train()
+        terms = self.terms(model, self.pixels(batch["image"]), batch["labels"], key)
+        learning.eval()
+        return sum(terms.values(), jnp.zeros(())), terms
+
+    def terms(
+        self, model: Recogniser, pixels: Array, labels: Array, key: Key[Array, ""]
+    ) -> dict[str, Float[Array, ""]]:
+        """The terms of the loss, by name."""
+        return label_losses(model(pixels, key).logits, labels, **self.config.task.loss)
+
+    def pixels(self, images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+        """Images as the model sees them."""
+        return inputs.normalise(images, self.config.data.mean, self.config.data.std)
+
+    def evaluate(self, model: Recogniser) -> dict[str, float]:
+        """The scores of every test set in percent, "val/mAP" and so on: see `judge`."""
+        scores = {}
+        for name, data in test_sets(self.config).items():
+            answers = self.answers(model, data, f"testing on {name}")
+            scores |= {f"{name}/{metric}": x for metric, x in self.judge(answers).items()}
+        return scores
+
+    def answers(self, model: Recogniser, data: Any, title: str = "testing") -> Answers:
+        """Logits and labels of all images of a test set."""
+        graph, state = nnx.split(model)
+        tree = nnx.to_pure_dict(state)
+        source = image_labels.make_source(data, self.classes)
+        batches = image_labels.test_batches(data, source, self.config.eval.batch)
+        answers = Answers()
+        for batch in with_progress(batches, title):
+            logits = self._jitted_logits(graph, tree, batch["image"])
+            answers.add(np.asarray(logits), batch["labels"], batch.get("areas"), batch["valid"])
+        return answers
+
+    def judge(self, answers: Answers) -> dict[str, float]:
+        """Average precision, and precision and recall at a probability of `eval.threshold`.
+
+        Of the best three labels only the F1: see `vadapt.metrics.multilabel.label_scores`.
+        """
+        logits, targets, areas = answers.rows()
+        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 would tie at 1
+        scores = label_scores(probabilities, targets, areas, threshold=self.config.eval.threshold)
+        return {name: x for name, x in scores.items() if "_top" not in name or "F1" in name}
+
+    def export(self, model: Recogniser) -> nnx.Module:
+        """What people keep: all of it, of which the adapter file holds what was trained."""
+        return model
+
+    def predict(
+        self, model: Recogniser, images: UInt8[np.ndarray, "b h w c"]
+    ) -> Float[np.ndarray, "b l"]:
+        """Logits of images of the training size."""
+        graph, state = nnx.split(model)
+        return np.asarray(self._jitted_logits(graph, nnx.to_pure_dict(state), images))
+
+    def pictures(
+        self, model: Recogniser, batch: dict[str, np.ndarray]
+    ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """The first images of a batch with their three best labels; a + marks those that are true.
+
+        Heads whose labels choose places show those of each label beside the image.
+        """
+        number = min(self.config.eval.num_pictures, len(batch["image"]))
+        graph, state = nnx.split(model)
+        found = self._jitted_predict(graph, nnx.to_pure_dict(state), batch["image"][:number])
+        rows, titles = [], []
+        for i in range(number):
+            logits = np.asarray(found.logits[i], np.float32)
+            best = np.argsort(-logits, kind="stable")[:3]
+            rows.append(
+                [batch["image"][i], *self._places(found, batch["image"][i], i, best, model.strides)]
+            )
+            marks = ["+" if batch["labels"][i, label] > 0 else "-" for label in best]
+            titles.append(
+                ", ".join(f"{self.classes[k]} {m}" for k, m in zip(best, marks, strict=True))
+            )
+        columns = ["image", "first label", "second", "third"][: len(rows[0])]
+        return {"labels": contact_sheet(rows, columns, titles, cell=128)}
+
+    def _places(
+        self, found: Any, image: np.ndarray, row: int, labels: Any, strides: tuple[int, ...]
+    ) -> list[np.ndarray]:
+        """For each label the image with the places that it took from.
+
+        In the coarsest map of which a label cannot take more than half.
+        """
+        grids = [tuple(-(-side // stride) for side in image.shape[:2]) for stride in strides]
+        for chosen, grid in zip(found.chosen[::-1], grids[::-1], strict=False):
+            ids = np.asarray(chosen[row])
+            if 2 * ids[:, 0].size <= grid[0] * grid[1]:
+                return [draw_chosen(image, ids[:, label], grid) for label in labels]
+        return []
+
+    @functools.cached_property
+    def _jitted_predict(self) -> Callable[..., Any]:
+        def predict(graph: Any, tree: Any, images: Array) -> Any:
+            return nnx.merge(graph, tree)(self.pixels(images))
+
+        return jax.jit(predict, static_argnums=0)
+
+    @functools.cached_property
+    def _jitted_logits(self) -> Callable[..., Any]:
+        def logits(graph: Any, tree: Any, images: Array) -> Array:
+            return nnx.merge(graph, tree)(self.pixels(images)).logits
+
+        return jax.jit(logits, static_argnums=0)
