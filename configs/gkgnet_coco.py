@@ -16,6 +16,7 @@ Arguments (after a colon, joined by commas):
     448 | 576           pixels of a side; 576 is the default (frozen: multiples of 14 below)
     tiny | small        the backbone, Pyramid ViG; small is the default
     frozen              labels' graph on a frozen DINOv2-B (with scenes: on the micro backbone)
+    linear              one linear layer in place of the labels' graph
     scenes              the embedded data set, 20 labels, and a ViG for 64 px
 """
 
@@ -31,7 +32,7 @@ FIRST_BLOCKS = (0, 2, 4, 10)  # of the stages, of 12 in all
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
     words = [word for word in arg.split(",") if word]
-    allowed = (*SIDES, *SIZES, "frozen", "scenes")
+    allowed = (*SIDES, *SIZES, "frozen", "linear", "scenes")
     unknown = set(words) - set(allowed)
     if unknown:
         raise ValueError(f"unknown argument {sorted(unknown)}; allowed: {', '.join(allowed)}")
@@ -42,6 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
         frozen(config, side)
     if "scenes" in words:
         scenes(config)
+    if "linear" in words:
+        config.head = ConfigDict({"name": "linear"})
     return config
 
 

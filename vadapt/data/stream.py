@@ -150,7 +150,7 @@ def make_stream(
     def transform(record: Record, rng: np.random.Generator) -> Batch:
         return select_fields(apply_all(transforms, record, rng), fields)
 
-    elements = grain.MapDataset.source(guarded)
+    elements: Any = grain.MapDataset.source(guarded)
     if shuffle:
         elements = elements.shuffle(seed=shuffle_seed)
     # After repeat, and before the processes part: an element's generator is then that of its place

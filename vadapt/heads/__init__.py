@@ -17,6 +17,7 @@ SEGMENTATION = {
 # Of labels: config.head.name -> the class that reads maps and scores labels of images.
 LABELS = {
     "linear": "vadapt.heads.linear:LinearLabels",
+    "mlp": "vadapt.heads.vig_classifier:ClassifierLabels",
     "label_graph": "vadapt.heads.label_graph:LabelGraph",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 from vadapt.backbones.convolutions import FAN_IN
 from vadapt.backbones.graphs import LinearNorm
 from vadapt.backbones.layers import OptionalKey, gelu_exact
+from vadapt.heads.linear import LabelPredictions
 from vadapt.partition import Head, mark
 
 
@@ -23,6 +25,21 @@ class ClassifierMlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
         return self.fc2(gelu_exact(self.fc1(x)))
+
+
+class ClassifierLabels(nnx.Module):
+    """The classifier as a head for labels of images; it reads the last map."""
+
+    def __init__(
+        self, widths: Sequence[int], num_labels: int, *, hidden: int = 1024, rngs: nnx.Rngs
+    ):
+        self.classifier = ClassifierMlp(widths[-1], num_labels, hidden=hidden, rngs=rngs)
+        mark(self, Head)
+
+    def __call__(
+        self, maps: Sequence[Float[Array, "b _h _w _d"]], key: OptionalKey = None
+    ) -> LabelPredictions:
+        return LabelPredictions(self.classifier(maps[-1].mean(axis=(1, 2))))
 
 
 class ViGClassifier(nnx.Module):

@@ -31,7 +31,7 @@ def mix(
     cuts = jax.random.bernoulli(choice_key, float(bool(cutmix)) / (bool(cutmix) + bool(mixup)))
     alpha = jnp.where(cuts, cutmix or 1.0, mixup or 1.0)
     share = jax.random.beta(share_key, alpha, alpha)
-    inside = _box(box_key, images.shape[1:3], 1.0 - share)
+    inside = _box(box_key, images.shape[1], images.shape[2], 1.0 - share)
     # What stays of the image at every pixel: the share, or all of it outside of the box.
     kept = jnp.where(cuts, 1.0 - inside.astype(jnp.float32), jnp.broadcast_to(share, inside.shape))
     share = kept.mean()
@@ -40,10 +40,10 @@ def mix(
     return mixed, share * targets + (1.0 - share) * targets[::-1]
 
 
-def _box(key: Array, size: tuple[int, int], area: Array) -> Array:
+def _box(key: Array, height: int, width: int, area: Array) -> Array:
     """Where a box of this share of the area lies, about any point; cut at the edges."""
     inside = []
-    for side, one in zip(size, jax.random.split(key), strict=True):
+    for side, one in zip((height, width), jax.random.split(key), strict=True):
         centre = jax.random.uniform(one) * side
         half = jnp.sqrt(area) * side / 2
         places = jnp.arange(side, dtype=jnp.float32) + 0.5

@@ -16,7 +16,7 @@ from vadapt import models
 from vadapt.backbones.layers import OptionalKey, split_key
 from vadapt.backbones.staged import Staged
 from vadapt.data.stream import Stream
-from vadapt.drawing import contact_sheet, draw_chosen
+from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
 from vadapt.errors import ConfigError
 from vadapt.heads import label_head
 from vadapt.losses.multilabel import label_losses
@@ -48,7 +48,7 @@ class Recogniser(nnx.Module):
         """The head's predictions, with `logits` [b, l]; a key makes the call a training one."""
         backbone_key, head_key = split_key(key, 2)
         # Stages drop paths while they train; the blocks of a ViT, which stays as it is, do not.
-        options = {"key": backbone_key} if isinstance(self.backbone, Staged) else {}
+        options: dict[str, Any] = {"key": backbone_key} if isinstance(self.backbone, Staged) else {}
         maps = self.backbone.features(images, self.layers, as_grid=True, norm=self.norm, **options)
         return self.head(maps, head_key)
 
@@ -216,7 +216,7 @@ class MultilabelTask:
         for chosen, grid in zip(found.chosen[::-1], grids[::-1], strict=False):
             ids = np.asarray(chosen[row])
             if 2 * ids[:, 0].size <= grid[0] * grid[1]:
-                return [draw_chosen(image, ids[:, label], grid) for label in labels]
+                return [draw_chosen(to_rgb(image), ids[:, label], grid) for label in labels]
         return []
 
     @functools.cached_property
