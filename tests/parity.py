@@ -30,6 +30,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 # where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
 # array) -> which of its numbers count.
 Arrays = dict[str, Any]
+SIDES = ("param", "in")
 Builder = Callable[[dict[str, Any], Arrays, Arrays], Arrays]
 Counts = Callable[[str, np.ndarray], np.ndarray]
 
@@ -53,6 +54,9 @@ class Golden:
                 if group == "grad":
                     side, name = name.split("/", 1)
                     group = f"grad/{side}"
+                    if side not in SIDES:  # of one output alone
+                        side, name = name.split("/", 1)
+                        group = f"{group}/{side}"
                 golden.groups.setdefault(group, {})[name] = file[key]
         return golden
 
@@ -122,15 +126,16 @@ def _compare(golden: Golden, builder: Builder, counts: Counts) -> Iterable[tuple
     cotangents = golden["cot"] or ({"total": 1.0} if golden["grad/param"] else {})
     floats, rest = _split_floats({"param": params, "in": inputs})
 
-    def loss(floats: dict[str, Arrays]) -> tuple[Any, Arrays]:
-        outputs = run({**floats["param"], **rest["param"]}, {**floats["in"], **rest["in"]})
-        terms = [jnp.sum(outputs[name] * cot) for name, cot in cotangents.items()]
-        return sum(terms, jnp.zeros(())), outputs
+    def gradients(cotangents: Arrays) -> Any:
+        def loss(floats: dict[str, Arrays]) -> tuple[Any, Arrays]:
+            outputs = run({**floats["param"], **rest["param"]}, {**floats["in"], **rest["in"]})
+            terms = [jnp.sum(outputs[name] * cot) for name, cot in cotangents.items()]
+            return sum(terms, jnp.zeros(())), outputs
 
-    if cotangents:
         (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
-    else:
-        outputs, grads = run(params, inputs), {}
+        return outputs, grads
+
+    outputs, grads = gradients(cotangents) if cotangents else (run(params, inputs), {})
     for name, expected in golden["out"].items():
         if name not in outputs:
             raise LookupError(f"the module gives no output {name!r}")
@@ -140,12 +145,17 @@ def _compare(golden: Golden, builder: Builder, counts: Counts) -> Iterable[tuple
             found, expected = found[matters], expected[matters]
         yield _error(found, expected, rtol, _stated(name, meta, atol)), f"out/{name}"
     rtol, atol = meta.get("grad_rtol", rtol), meta.get("grad_atol", atol)
-    for side in ("param", "in"):
-        for name, expected in golden[f"grad/{side}"].items():
-            found = grads[side][_input_name(name, expected, grads[side])]
-            found = _thinned(np.asarray(found), expected, meta)
-            scale = _gradient_scale(expected, meta)
-            yield _error(found, expected, rtol, atol * scale), f"grad/{side}/{name}"
+    every = {"grad": grads}
+    for name, cotangent in cotangents.items():
+        if any(golden[f"grad/{name}/{side}"] for side in SIDES):
+            every[f"grad/{name}"] = gradients({name: cotangent})[1]
+    for group, grads in every.items():
+        for side in SIDES:
+            for name, expected in golden[f"{group}/{side}"].items():
+                found = grads[side][_input_name(name, expected, grads[side])]
+                found = _thinned(np.asarray(found), expected, meta)
+                scale = _gradient_scale(expected, meta)
+                yield _error(found, expected, rtol, atol * scale), f"{group}/{side}/{name}"
 
 
 def _thinned(found: np.ndarray, expected: np.ndarray, meta: dict[str, Any]) -> np.ndarray:

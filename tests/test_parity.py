@@ -40,6 +40,16 @@ def test_a_wrong_number_fails_the_case(block, tmp_path, key):
     assert key in verdict.why
 
 
+def test_a_wrong_gradient_of_one_output_alone_fails_the_case(tmp_path):
+    path, key = parity.GOLDENS / "gkgnet" / "asl_default.npz", "grad/mean/in/logits"
+    with np.load(path) as file:
+        wrong = file[key].copy()
+    wrong.flat[3] += 1e-2
+    verdict = parity.check(rewritten(path, tmp_path, **{key: wrong}))
+    assert not verdict.passed
+    assert key in verdict.why
+
+
 def test_a_missing_parameter_fails_the_case(block, tmp_path):
     with np.load(block) as file:
         arrays = {key: value for key, value in file.items() if key != "param/norm1.bias"}

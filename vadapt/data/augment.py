@@ -71,7 +71,8 @@ class CropMix:
     def _view(
         self, image: np.ndarray, area: tuple[float, float], rng: np.random.Generator
     ) -> Float32[np.ndarray, "h w c"]:
-        top, left, height, width = random_resized_crop_box(*image.shape[:2], rng, area)
+        rows, columns = image.shape[:2]
+        top, left, height, width = random_resized_crop_box(rows, columns, rng, area)
         cut = image[top : top + height, left : left + width]
         return resize(cut, self.size, Image.Resampling.BILINEAR).astype(np.float32)
 
