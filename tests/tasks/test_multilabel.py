@@ -109,7 +109,9 @@ def test_testing_counts_every_image_once_whatever_fills_batches_up():
 def test_norms_of_the_backbone_move_only_when_they_train():
     for norms in (False, True):
         config = gkgnet_coco.get_config("scenes")
-        config.batch_size, config.data.num_scenes = 8, 8
+        config.batch_size, config.data.num_scenes = 4, 8
+        config.model.options.update(widths=(8,), depths=(1,), reductions=(2,))
+        config.head.drop_path_rates, config.task.layers = (0.0,), (0,)
         config.task.train_norms = norms
         task = make_task(config)
         batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
