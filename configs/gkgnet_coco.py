@@ -91,6 +91,7 @@ def coco(side: int, backbone: str) -> ConfigDict:
     task.layers = (0, 1, 2, 3)
     task.norm = False
     task.train_norms = True
+    task.load_head = False  # the weights hold the head, too
     task.loss = loss = ConfigDict()
     loss.smoothing, loss.asymmetric_weight = 0.1, 10.0
     loss.gamma_positive, loss.gamma_negative, loss.clip = 0.0, 2.0, 0.05

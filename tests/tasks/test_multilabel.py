@@ -17,6 +17,7 @@ from vadapt.run import run
 from vadapt.tasks import image_labels, make_task
 from vadapt.tasks.labelled import test_sets as sets_of
 from vadapt.tasks.mixing import mix
+from vadapt.weights.adapter_file import save_model
 
 
 def scenes(head="linear", **changes):
@@ -85,6 +86,16 @@ def test_only_the_head_learns_and_every_term_is_reported(head):
     assert set(terms) == {"loss_bce", "loss_asl"}
     np.testing.assert_allclose(loss, terms["loss_bce"] + terms["loss_asl"], rtol=1e-6)
     np.testing.assert_allclose(terms["loss_bce"], 20 * np.log(2), rtol=0.2)
+
+
+def test_weights_with_a_head_bring_it(tmp_path):
+    task = make_task(scenes(seed=1))
+    model, image = task.build(), np.zeros((1, 64, 64, 3), np.uint8)
+    save_model(tmp_path / "model.safetensors", model, "float32")
+    again = scenes(seed=2)
+    again.model.weights, again.task.load_head = str(tmp_path / "model.safetensors"), True
+    loaded = make_task(again)
+    np.testing.assert_array_equal(loaded.predict(loaded.build(), image), task.predict(model, image))
 
 
 def test_testing_counts_every_image_once_whatever_fills_batches_up():

@@ -79,6 +79,8 @@ class MultilabelTask:
     def build(self, *, pretrained: bool = True) -> Recogniser:
         """The model with its pretrained weights, the method grafted in, and a new head.
 
+        With `config.task.load_head` the weights are those of the head, too.
+
         Args:
             pretrained: False leaves every weight at random and reads no file.
 
@@ -95,14 +97,17 @@ class MultilabelTask:
         number = len(self.classes) if pretrained else self.num_labels
         options = {"image_size": tuple(config.data.image_size), **config.model.options}
         backbone = models.create(config.model.backbone, rngs=rngs, **options)
-        if pretrained:
+        if pretrained and not config.task.load_head:
             models.load(backbone, config.model)
         backbone = models.graft(backbone, config.method, seed=config.seed)
         layers, staged = tuple(config.task.layers), isinstance(backbone, Staged)
         widths = [backbone.widths[i] if staged else backbone.width for i in layers]
         settings = dict(config.head)
         head = label_head(settings.pop("name"), widths, number, **settings, rngs=rngs)
-        return Recogniser(backbone, head, layers=layers, norm=config.task.norm)
+        model = Recogniser(backbone, head, layers=layers, norm=config.task.norm)
+        if pretrained and config.task.load_head:
+            models.load(model, config.model)
+        return model
 
     @property
     def num_labels(self) -> int:
