@@ -22,7 +22,7 @@ from vadapt.heads import label_head
 from vadapt.losses.multilabel import label_losses
 from vadapt.metrics.multilabel import Answers, label_scores
 from vadapt.tasks import image_labels, inputs
-from vadapt.tasks.labelled import test_sets, with_progress
+from vadapt.tasks.labelled import data_sets, with_progress
 
 
 class Recogniser(nnx.Module):
@@ -47,9 +47,9 @@ class Recogniser(nnx.Module):
     def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Any:
         """The head's predictions, with `logits` [b, l]; a key makes the call a training one."""
         backbone_key, head_key = split_key(key, 2)
-        # Stages drop paths while they train; the blocks of a ViT, which stays as it is, do not.
-        options: dict[str, Any] = {"key": backbone_key} if isinstance(self.backbone, Staged) else {}
-        maps = self.backbone.features(images, self.layers, as_grid=True, norm=self.norm, **options)
+        maps = self.backbone.features(
+            images, self.layers, as_grid=True, norm=self.norm, key=backbone_key
+        )
         return self.head(maps, head_key)
 
 
@@ -76,6 +76,11 @@ class MultilabelTask:
         """Names in the order of the head's outputs."""
         return self.source.classes
 
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """What the backbone is made with besides its name and size."""
+        return self.config.model.options.to_dict()
+
     def build(self, *, pretrained: bool = True) -> Recogniser:
         """The model with its pretrained weights, the method grafted in, and a new head.
 
@@ -95,7 +100,7 @@ class MultilabelTask:
                 f"{number}; 0 takes what there is"
             )
         number = len(self.classes) if pretrained else self.num_labels
-        options = {"image_size": tuple(config.data.image_size), **config.model.options}
+        options = {"image_size": tuple(config.data.image_size), **self.backbone_options}
         backbone = models.create(config.model.backbone, rngs=rngs, **options)
         if pretrained and not config.task.load_head:
             models.load(backbone, config.model)
@@ -148,7 +153,7 @@ class MultilabelTask:
     def evaluate(self, model: Recogniser) -> dict[str, float]:
         """The scores of every test set in percent, "val/mAP" and so on: see `judge`."""
         scores = {}
-        for name, data in test_sets(self.config).items():
+        for name, data in data_sets(self.config, "test").items():
             answers = self.answers(model, data, f"testing on {name}")
             scores |= {f"{name}/{metric}": x for metric, x in self.judge(answers).items()}
         return scores
