@@ -15,7 +15,7 @@ from vadapt.metrics.multilabel import average_precision
 from vadapt.partition import count, flatten, split
 from vadapt.run import run
 from vadapt.tasks import image_labels, make_task
-from vadapt.tasks.labelled import test_sets as sets_of
+from vadapt.tasks.labelled import data_sets
 from vadapt.tasks.mixing import mix
 from vadapt.weights.adapter_file import save_model
 
@@ -102,7 +102,7 @@ def test_testing_counts_every_image_once_whatever_fills_batches_up():
     config = scenes()
     task = make_task(config)
     model = task.build()
-    data = sets_of(config)["other"]
+    data = data_sets(config, "test")["other"]
     source = image_labels.make_source(data)
     batches = list(image_labels.test_batches(data, source, 4))
     assert [int(batch["valid"].sum()) for batch in batches] == [4, 2]
