@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -96,6 +97,30 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     if mesh.shape["fsdp"] == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def over_batch(function: Callable[..., Any], *batched: Any, whole: Any = None) -> Any:
+    """`function` of `batched` and `whole`; on every device of the set mesh, for its share of them.
+
+    For kernels, which XLA cannot split itself, and loops over a batch, which it should not. A batch
+    that the mesh does not divide is worked through on every device.
+
+    Args:
+        batched: arrays whose first axis is the batch, as is that of all results.
+        whole: a tree that every device needs all of.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes)
+    if math.prod(mesh.shape[axis] for axis in free) == 1:
+        return function(*batched, whole)
+    axes = tuple(axis for axis in BATCH_AXES if axis in free)
+    divides = len(batched[0]) % math.prod(mesh.shape[axis] for axis in axes) == 0
+    split = PartitionSpec(axes) if divides else PartitionSpec()
+    specs = (*[split] * len(batched), PartitionSpec())
+    mapped = jax.shard_map(
+        function, in_specs=specs, out_specs=split, axis_names=free, check_vma=False
+    )
+    return mapped(*batched, whole)
 
 
 def place(tree: Any, shardings: Any) -> Any:

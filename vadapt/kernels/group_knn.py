@@ -16,7 +16,9 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 
 from vadapt.errors import ShapeError
+from vadapt.kernels import group_knn_tpu
 from vadapt.kernels.position_bias import PositionBias
+from vadapt.sharding import over_batch
 
 Bias = PositionBias | Float[Array, "n m"] | None
 CANDIDATES = 2**23  # distances at once, where no chip keeps them to itself
@@ -29,6 +31,7 @@ class Options(NamedTuple):
     k: int
     dilation: int
     num_sources: int
+    width: int  # of a group
     dtype: Any  # of the sources
 
     @property
@@ -63,7 +66,9 @@ def group_knn(
     """
     options = _options(targets, sources, groups, k, dilation, bias)
     targets, sources, bias = jax.lax.stop_gradient((targets, sources, bias))
-    return nearest(targets, sources, bias, options)
+    plain = functools.partial(nearest, options=options)
+    tpu = functools.partial(group_knn_tpu.search, options=options, names=("ids", "distances"))
+    return over_batch(_either(plain, tpu, options), targets, sources, whole=bias)
 
 
 def group_max_relative(
@@ -89,19 +94,48 @@ def group_max_relative(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _max_relative(targets: Array, sources: Array, bias: Bias, options: Options) -> Any:
-    return largest(targets, sources, bias, options)[:2]
+    return _largest(targets, sources, bias, options, ("messages", "ids"))
 
 
 def _forward(targets: Array, sources: Array, bias: Bias, options: Options) -> Any:
-    messages, ids, winners = largest(targets, sources, bias, options)
+    names = ("messages", "ids", "winners")
+    messages, ids, winners = _largest(targets, sources, bias, options, names)
     return (messages, ids), (ids, winners)
 
 
-def _backward(options: Options, kept: Any, cotangents: Any) -> Any:
-    return -cotangents[0], spread(cotangents[0], *kept, options), None
+def _backward(options: Options, kept: tuple[Array, Array], cotangents: Any) -> Any:
+    def plain(x: Array, ids: Array, winners: Array, _: None) -> Array:
+        return spread(x, ids, winners, options)
+
+    def tpu(x: Array, ids: Array, winners: Array, _: None) -> Array:
+        return group_knn_tpu.spread(x, ids, winners, options=options)
+
+    sources = over_batch(_either(plain, tpu, options), cotangents[0], *kept)
+    return -cotangents[0], sources, None
 
 
 _max_relative.defvjp(_forward, _backward)
+
+
+def _largest(
+    targets: Array, sources: Array, bias: Bias, options: Options, names: tuple[str, ...]
+) -> tuple[Array, ...]:
+    def plain(targets: Array, sources: Array, bias: Bias) -> tuple[Array, ...]:
+        return largest(targets, sources, bias, options)[: len(names)]
+
+    tpu = functools.partial(group_knn_tpu.search, options=options, names=names)
+    return over_batch(_either(plain, tpu, options), targets, sources, whole=bias)
+
+
+def _either(plain: Callable[..., Any], tpu: Callable[..., Any], options: Options) -> Any:
+    """The form that suits the platform."""
+    if not group_knn_tpu.fits(options.num_sources, options.width):
+        return plain
+
+    def either(*arrays: Any) -> Any:
+        return jax.lax.platform_dependent(*arrays, tpu=tpu, default=plain)
+
+    return either
 
 
 def nearest(targets: Array, sources: Array, bias: Bias, options: Options) -> tuple[Array, Array]:
@@ -224,4 +258,4 @@ def _options(
             stacklevel=3,
         )
         k, dilation = fewer, less
-    return Options(groups, k, dilation, m, sources.dtype)
+    return Options(groups, k, dilation, m, c // groups, sources.dtype)

@@ -30,9 +30,8 @@ class PositionBias:
     ((4,), (16, 4), (16, 4))
     """
 
-    # Of offsets 0, 1, ..., [h] and [w]. JAX puts other things than arrays into trees, too.
-    rows: Any
-    columns: Any
+    rows: Any  # Float[Array, "h"], of offsets 0, 1, ... in rows; no array while JAX works on trees
+    columns: Any  # Float[Array, "w"]
     reduction: int = dataclasses.field(default=1, metadata={"static": True})  # r
     geometric: bool = dataclasses.field(default=False, metadata={"static": True})
 
