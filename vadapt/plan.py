@@ -172,7 +172,7 @@ def largest_batch(config: Any, first: Plan, *, say: Callable[[str], None] = prin
         first: the plan of `config` as it is, to start from.
         say: is told of every compilation.
     """
-    grain = first["chips"] * config.parallel.step.accumulate * 8
+    unit = first["chips"] * config.parallel.step.accumulate
     best, failed, known = 0, math.inf, first
     for _ in range(_TRIES):
         if known["fits"]:
@@ -184,7 +184,9 @@ def largest_batch(config: Any, first: Plan, *, say: Callable[[str], None] = prin
         else:
             failed = known["batch"]
             guess = (best + failed) / 2
-        guess = int(min(guess, (best + failed) / 2) // grain * grain)
+        guess = min(guess, (best + failed) / 2)
+        grain = 8 * unit if guess >= 64 * unit else unit
+        guess = int(guess // grain * grain)
         if guess <= best + best // 20:
             break
         tried = copy.deepcopy(config)
