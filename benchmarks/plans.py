@@ -1,6 +1,6 @@
-"""Plans of every config for TPUs, as docs/plans.md: `python -m benchmarks.plans`.
+"""Plans of pre-training for TPUs, as docs/plans.md: `python -m benchmarks.plans`.
 
-Compiles, for machines that are not here: every config in configs/ for two topologies, with the
+Compiles, for machines that are not here: every pre-training for two topologies, with the
 largest batch that fits; PAD's variants beside one another; PAD at a constant batch a chip on 4 to
 256 chips. All figures are the compiler's, none was measured. Half an hour on two cores; plans that
 a results file already holds are not made again.
@@ -22,7 +22,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from vadapt import plan
 
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
+CONFIGS = ("mae_scenes", "pad_milan_msip", "pad_msip")
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16")
 SCALING = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 A_CHIP = 128  # images, for the scaling
@@ -56,7 +56,7 @@ def config_of(name: str) -> Any:
 
 
 def of_every_config(store: Store) -> str:
-    """A table: every config on both topologies."""
+    """A table: every pre-training on both topologies."""
     rows = [
         "| config | topology | batch | a chip | memory | TFLOP | HBM GB | at least | bound by | "
         "sent MB | trained | largest batch |",
@@ -150,7 +150,7 @@ def page(store: Store) -> str:
     every, variants, sizes = of_every_config(store), of_variants(store), of_sizes(store)
     return f"""# Plans
 
-What a training step of each config takes on TPUs, as libtpu compiles it. **Nothing here was
+What a training step takes on TPUs, as libtpu compiles it. **Nothing here was
 measured on a TPU**: the figures are the compiler's, of one chip and one step. Made by
 `python -m benchmarks.plans` ({versions}, {datetime.date.today()}); for a config and a topology of
 your own, `python -m vadapt.plan --config=... --topology=... [--compare]`.
@@ -163,7 +163,9 @@ your own, `python -m vadapt.plan --config=... --topology=... [--compare]`.
 - *largest batch*: found by compiling, to about a twentieth; searched for on {TOPOLOGIES[0]} and
   scaled by the chips.
 
-## Every config
+## Pre-training
+
+Of other systems: [rein.md](rein.md#on-a-tpu), [multilabel.md](multilabel.md#on-a-tpu).
 
 {every}
 

@@ -10,7 +10,7 @@ steps of 8 crops of 512x512 pixels, UPerNet with 768 channels on deconvolved map
     python -m vadapt.predict --workdir=runs/pad_soda --images=PHOTOS --out=runs/pad_soda/predicted
 
 DATA holds the folder soda with InfraredSemanticLabel in it, as it unpacks. Hardware: 2 GPUs of
-24 GB, or what docs/plans.md says of TPUs. On a laptop, minutes:
+24 GB; `python -m vadapt.plan` says what TPUs need. On a laptop, minutes:
 
     python -m vadapt.main --config=configs/pad_soda.py:scenes --workdir=runs/pad_soda_scenes
 

@@ -10,7 +10,7 @@ on Cityscapes itself, as much as with everything trained. At 512 pixels (`small_
         --config.root=DATA
 
 DATA holds the folders cityscapes and acdc as they unpack. Hardware: 4 GPUs of 24 GB for the
-authors; docs/plans.md has what TPUs need. On a laptop, minutes, from clean scenes to others:
+authors; `python -m vadapt.plan` says what TPUs need. On a laptop, from clean scenes to others:
 
     python -m vadapt.main --config=configs/rein_cityscapes.py:scenes --workdir=runs/rein_scenes
 

@@ -18,7 +18,7 @@ halves it beforehand (the layout `mapillary_half`).
 
 DATA holds the folders gta, cityscapes, bdd100k and mapillary as they unpack; see
 docs/segmentation_data.md. Hardware: 9.5 h on a GPU of 24 GB for the paper (10 GB used);
-docs/plans.md has what TPUs need. On a laptop, minutes, from clean scenes to others at night:
+docs/rein.md has what a TPU v5e-16 does. On a laptop, minutes, from clean scenes to others at night:
 
     python -m vadapt.main --config=configs/rein_gta.py:scenes --workdir=runs/rein_scenes
 

@@ -8,8 +8,8 @@ same with nothing between the stages (`frozen`), everything trained (`full`), an
     python -m vadapt.main --config=configs/spm_ade20k.py --workdir=runs/spm_ade --config.root=DATA
     python -m vadapt.predict --workdir=runs/spm_ade --images=PHOTOS --out=runs/spm_ade/predicted
 
-DATA holds the folder ade20k, which is ADEChallengeData2016 as it unpacks. Hardware: a GPU of 40 GB,
-or a TPU v5e-16 (docs/plans.md). On a laptop, minutes, from clean scenes to others at night:
+DATA holds the folder ade20k, which is ADEChallengeData2016 as it unpacks. Hardware: a GPU of 40 GB;
+`python -m vadapt.plan` says what TPUs need. On a laptop, minutes, from clean scenes to others:
 
     python -m vadapt.main --config=configs/spm_ade20k.py:scenes --workdir=runs/spm_scenes
 

@@ -6,8 +6,8 @@ where this was written (docs/spm.md). Of a ViT-L the matchers have 432,441 weigh
     python -m vadapt.main --config=configs/spm_cityscapes.py --workdir=runs/spm_city \\
         --config.root=DATA
 
-DATA holds the folder cityscapes as it unpacks. Hardware: a GPU of 40 GB, or a TPU v5e-8
-(docs/plans.md). On a laptop, minutes, from clean scenes to others at night, in fog and rain:
+DATA holds the folder cityscapes as it unpacks. Hardware: a GPU of 40 GB; `python -m vadapt.plan`
+says what TPUs need. On a laptop, minutes, from clean scenes to others at night, in fog and rain:
 
     python -m vadapt.main --config=configs/spm_cityscapes.py:scenes --workdir=runs/spm_scenes
 
