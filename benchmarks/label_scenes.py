@@ -9,9 +9,7 @@ results file already holds are not done again.
 
 from __future__ import annotations
 
-from typing import Any
-
-from benchmarks.seeds import Entry, compare
+from benchmarks.seeds import Entry, compare_domains
 from configs import gkgnet_coco
 
 ONE = {"head.groups": 1}
@@ -25,18 +23,5 @@ ENTRIES = {
 }
 
 
-def score(config: Any, task: Any, outcome: Any) -> dict[str, float]:
-    """mAP on both kinds of scenes."""
-    found = task.evaluate(outcome.model)
-    return {"clean": found["clean/mAP"], "other": found["other/mAP"]}
-
-
 if __name__ == "__main__":
-    compare(
-        __doc__,
-        ENTRIES,
-        score,
-        ("clean", "other"),
-        runs="runs/label_scenes.jsonl",
-        decimals=2,
-    )
+    compare_domains(__doc__, ENTRIES, "mAP", runs="runs/label_scenes.jsonl")

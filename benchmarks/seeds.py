@@ -63,6 +63,18 @@ def compare(
     print(table(rows, entries, columns, decimals))
 
 
+def compare_domains(
+    description: str | None, entries: Mapping[str, Entry], metric: str, *, runs: str
+) -> None:
+    """`compare` by a metric of the test sets that configs have on scenes: clean ones and others."""
+
+    def score(config: Any, task: Any, outcome: Outcome) -> dict[str, float]:
+        found = task.evaluate(outcome.model)
+        return {name: found[f"{name}/{metric}"] for name in ("clean", "other")}
+
+    compare(description, entries, score, ("clean", "other"), runs=runs, decimals=2)
+
+
 def measure(
     entry: Entry,
     score: Callable[[Any, Any, Outcome], Mapping[str, float]],

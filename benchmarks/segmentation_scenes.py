@@ -7,9 +7,7 @@ Minutes a run on two cores; runs that a results file already holds are not done 
 
 from __future__ import annotations
 
-from typing import Any
-
-from benchmarks.seeds import Entry, compare
+from benchmarks.seeds import Entry, compare_domains
 from configs import linear_dinov2, rein_gta, spm_cityscapes
 
 ENTRIES = {
@@ -25,18 +23,5 @@ ENTRIES = {
 }
 
 
-def score(config: Any, task: Any, outcome: Any) -> dict[str, float]:
-    """mIoU on both kinds of scenes."""
-    found = task.evaluate(outcome.model)
-    return {"clean": found["clean/miou"], "other": found["other/miou"]}
-
-
 if __name__ == "__main__":
-    compare(
-        __doc__,
-        ENTRIES,
-        score,
-        ("clean", "other"),
-        runs="runs/segmentation_scenes.jsonl",
-        decimals=2,
-    )
+    compare_domains(__doc__, ENTRIES, "miou", runs="runs/segmentation_scenes.jsonl")

@@ -14,6 +14,7 @@ from flax import nnx
 
 from vadapt import adapters
 from vadapt.backbones.families import BACKBONES, Backbone, Statistics
+from vadapt.backbones.staged import Staged
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import ConfigError, WeightsError, nearest
 from vadapt.partition import Frozen, mark, variables
@@ -146,14 +147,7 @@ def load(model: nnx.Module, config: Any) -> Report | None:
 
     Fields: `weights`, `allow_missing`, `allow_unexpected`; see `load_weights`.
     """
-    if not config["weights"]:
-        return None
-    return load_weights(
-        model,
-        config["weights"],
-        allow_missing=tuple(config["allow_missing"]),
-        allow_unexpected=tuple(config["allow_unexpected"]),
-    )
+    return _load_from(config["weights"], model, config) if config["weights"] else None
 
 
 def load_adapted(model: nnx.Module, config: Any) -> Report:
@@ -179,12 +173,24 @@ def load_adapted(model: nnx.Module, config: Any) -> Report:
     arrays = {
         path: v.get_value() for path, v in variables(adapters.adapt_from(plain, info)).items()
     }
+    return _load_from(arrays, model, config)
+
+
+def _load_from(source: Any, model: nnx.Module, config: Any) -> Report:
+    """`load_weights` with what `config` allows to differ."""
     return load_weights(
         model,
-        arrays,
+        source,
         allow_missing=tuple(config["allow_missing"]),
         allow_unexpected=tuple(config["allow_unexpected"]),
     )
+
+
+def widths(backbone: Any, layers: Sequence[int]) -> list[int]:
+    """Channels of the maps of these blocks, or stages, of a backbone."""
+    if isinstance(backbone, Staged):
+        return [backbone.widths[layer] for layer in layers]
+    return [backbone.width] * len(layers)
 
 
 def create_teacher(

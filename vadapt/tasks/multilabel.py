@@ -105,10 +105,9 @@ class MultilabelTask:
         if pretrained and not config.task.load_head:
             models.load(backbone, config.model)
         backbone = models.graft(backbone, config.method, seed=config.seed)
-        layers, staged = tuple(config.task.layers), isinstance(backbone, Staged)
-        widths = [backbone.widths[i] if staged else backbone.width for i in layers]
-        settings = dict(config.head)
-        head = label_head(settings.pop("name"), widths, number, **settings, rngs=rngs)
+        layers = tuple(config.task.layers)
+        widths = models.widths(backbone, layers)
+        head = label_head(**config.head, widths=widths, num_labels=number, rngs=rngs)
         model = Recogniser(backbone, head, layers=layers, norm=config.task.norm)
         if pretrained and config.task.load_head:
             models.load(model, config.model)

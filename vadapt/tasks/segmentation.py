@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Key, UInt8
 from vadapt import models
 from vadapt.adapters import rein, spm
 from vadapt.backbones.layers import OptionalKey
-from vadapt.backbones.staged import Staged
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
@@ -137,8 +136,8 @@ class SegmentationTask:
         backbone = models.graft(backbone, method, seed=config.seed)
         if pretrained and config.model.get("adapter", ""):
             models.load_adapted(backbone, config.model)
-        layers, staged = tuple(config.task.layers), isinstance(backbone, Staged)
-        widths = [backbone.widths[i] if staged else backbone.width for i in layers]
+        layers = tuple(config.task.layers)
+        widths = models.widths(backbone, layers)
         neck, widths = make_neck(**config.neck, widths=widths, rngs=rngs)
         head = segmentation_head(**config.head, widths=widths, num_classes=number, rngs=rngs)
         return Segmenter(backbone, head, layers=layers, norm=config.task.norm, neck=neck)
