@@ -86,6 +86,18 @@ def test_the_mean_is_over_all_pixels_where_released_systems_take_it(maps, labels
     np.testing.assert_allclose(counted.loss(found, half)["loss_seg"], 2 * released, rtol=1e-6)
 
 
+def test_all_resizing_goes_by_the_heads_corners_and_its_loss_by_its_label_to_ignore(maps, labels):
+    aligned = MAKE["upernet"](align_corners=True, ignore=2, rngs=nnx.Rngs(0))
+    found, plain = aligned(maps), made("upernet")(maps)
+    assert np.abs(found.logits - plain.logits).max() > 1e-3
+    scores = aligned.scores(found, (26, 22))
+    np.testing.assert_allclose(scores[:, ::25, ::21], found.logits[:, ::12, ::10], atol=1e-6)
+    marked = jnp.where(labels == 2, 255, labels)
+    expected = made("upernet").loss(found._replace(logits=scores, auxiliary=None), marked)
+    loss = aligned.loss(found, labels)
+    np.testing.assert_allclose(loss["loss_seg"], expected["loss_seg"], rtol=1e-6)
+
+
 def test_a_key_drops_whole_channels_before_the_classifiers(maps):
     head = made("upernet")
     call = jax.jit(lambda key: head(maps, None, key).logits)

@@ -10,13 +10,15 @@ from vadapt.losses.segmentation import cross_entropy, pixel_cross_entropy, resiz
 
 @pytest.mark.parametrize("size", [(7, 5), (2, 3), (9, 2), (16, 24), (1, 1), (4, 6)])
 @pytest.mark.parametrize("source", [(4, 6), (1, 1), (5, 3)])
-def test_resizing_is_pytorchs(source, size, rng):
+@pytest.mark.parametrize("corners", [False, True])
+def test_resizing_is_pytorchs(source, size, corners, rng):
     import torch
 
     x = rng.normal(size=(2, *source, 3)).astype(np.float32)
-    found = resize_bilinear(jnp.asarray(x), size)
+    found = resize_bilinear(jnp.asarray(x), size, align_corners=corners)
     planes = torch.from_numpy(x.transpose(0, 3, 1, 2))
-    resized = torch.nn.functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    options = {"mode": "bilinear", "align_corners": corners}
+    resized = torch.nn.functional.interpolate(planes, size, **options)
     np.testing.assert_allclose(found, resized.numpy().transpose(0, 2, 3, 1), atol=2e-6)
 
 

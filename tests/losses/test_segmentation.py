@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vadapt.losses.segmentation import cross_entropy, pixel_cross_entropy, resize_bilinear
 
@@ -15,6 +16,20 @@ def case(rng):
 def test_uniform_scores_cost_the_logarithm_of_the_classes(rng):
     _, labels = case(rng)
     np.testing.assert_allclose(cross_entropy(jnp.zeros((2, 4, 6, 5)), labels), np.log(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (2, 3), (1, 12), (4, 6)])
+def test_aligned_corners_keep_corners_and_straight_lines(rng, size):
+    rows, columns = (np.linspace(-1.0, 1.0, side) for side in (4, 6))
+    x = jnp.asarray(3 * rows[:, None] - 2 * columns + 0.5, jnp.float32)[None, :, :, None]
+    # One row or column is the first.
+    rows, columns = (np.linspace(-1.0, 1.0 if side > 1 else -1.0, side) for side in size)
+    found = resize_bilinear(x, size, align_corners=True)[0, :, :, 0]
+    np.testing.assert_allclose(found, 3 * rows[:, None] - 2 * columns + 0.5, atol=1e-6)
+    logits, labels = case(rng)
+    loss = cross_entropy(resize_bilinear(logits, (8, 12), align_corners=True), labels)
+    np.testing.assert_allclose(cross_entropy(logits, labels, align_corners=True), loss, rtol=1e-6)
+    assert abs(loss - cross_entropy(logits, labels)) > 1e-3
 
 
 def test_ignored_pixels_neither_count_nor_give_gradients(rng):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from vadapt.backbones.convolutions import ConvNorm
 from vadapt.backbones.layers import OptionalKey, dropout, split_key
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
+from vadapt.metrics.segmentation import IGNORE
 from vadapt.partition import Head, mark
 
 
@@ -65,8 +66,10 @@ class UPerNet(nnx.Module):
         dropout: of channels before the classifiers, in training.
         auxiliary: number of the map that an FCN reads too, in training; None for none.
         auxiliary_channels, auxiliary_weight: of that FCN, and of its loss.
-        average_all: pixels to be ignored count in the mean of the loss, as zeros; what the
-            released systems do.
+        ignore: label of pixels that the loss leaves out.
+        average_all: these pixels count in the mean of the loss, as zeros; what the released
+            systems do.
+        align_corners: how maps and scores are resized, see `resize_bilinear`.
     """
 
     def __init__(
@@ -80,11 +83,14 @@ class UPerNet(nnx.Module):
         auxiliary: int | None = 2,
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
+        ignore: int = IGNORE,
         average_all: bool = True,
+        align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
         *fine, last = widths
-        self.pool_scales, self.average_all = tuple(pool_scales), average_all
+        self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
+        self.ignore, self.average_all = ignore, average_all
         self.auxiliary_level, self.auxiliary_weight = auxiliary, auxiliary_weight
 
         def conv(inputs: int, kernel: int) -> ConvNorm:
@@ -115,13 +121,13 @@ class UPerNet(nnx.Module):
         levels = [lateral(x) for lateral, x in zip(self.laterals, fine, strict=True)]
         levels.append(self._pooled(last))
         for i in reversed(range(len(fine))):
-            levels[i] = levels[i] + resize_bilinear(levels[i + 1], levels[i].shape[1:3])
+            levels[i] = levels[i] + self._resized(levels[i + 1], levels[i].shape[1:3])
         levels = [
             *(conv(x) for conv, x in zip(self.outputs, levels[:-1], strict=True)),
             levels[-1],
         ]
         size = levels[0].shape[1:3]
-        fused = self.fuse(jnp.concatenate([resize_bilinear(x, size) for x in levels], axis=-1))
+        fused = self.fuse(jnp.concatenate([self._resized(x, size) for x in levels], axis=-1))
         logits = self.classifier(fused, key)
         if self.auxiliary is None or self.auxiliary_level is None:
             return Predictions(logits)
@@ -129,21 +135,28 @@ class UPerNet(nnx.Module):
 
     def _pooled(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
         pooled = [
-            resize_bilinear(conv(average_pool(x, scale)), x.shape[1:3])
+            self._resized(conv(average_pool(x, scale)), x.shape[1:3])
             for conv, scale in zip(self.pools, self.pool_scales, strict=True)
         ]
         return self.bottleneck(jnp.concatenate([x, *pooled], axis=-1))
 
+    def _resized(self, x: Array, size: Sequence[int]) -> Array:
+        return resize_bilinear(x, size, align_corners=self.align_corners)
+
     def scores(self, predictions: Predictions, size: tuple[int, int]) -> Float[Array, "b h w k"]:
         """Class logits of every pixel of an image of this size."""
-        return resize_bilinear(predictions.logits.astype(jnp.float32), size)
+        return self._resized(predictions.logits.astype(jnp.float32), size)
 
     def loss(
         self, predictions: Predictions, labels: Int[Array, "b h w"], key: OptionalKey = None
     ) -> dict[str, Float[Array, ""]]:
-        """Cross-entropy of both heads at the labels' size; 255 is ignored."""
-
-        loss = functools.partial(cross_entropy, average_all=self.average_all)
+        """Cross-entropy of both heads at the labels' size."""
+        loss = functools.partial(
+            cross_entropy,
+            ignore=self.ignore,
+            average_all=self.average_all,
+            align_corners=self.align_corners,
+        )
         losses = {"loss_seg": loss(predictions.logits, labels)}
         if predictions.auxiliary is not None:
             losses["loss_auxiliary"] = self.auxiliary_weight * loss(predictions.auxiliary, labels)
