@@ -1,12 +1,14 @@
 """The plain ViT: sizes, features, positions on other grids, and the published counts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from vadapt.backbones.layers import swiglu_hidden
+from vadapt.backbones.layers import Attention, RelativeBias, swiglu_hidden
 from vadapt.backbones.vit import VARIANTS, vit
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.heads.mae_decoder import MAEDecoder
@@ -102,6 +104,47 @@ def test_layer_scale_and_drop_path_are_there_when_asked():
     assert jnp.array_equal(model(images), model(images))
     kept = model(images, key=jax.random.key(0))
     assert jnp.unique(kept[:, 0, 0].round(4)).size > 1  # whole terms drop for some samples
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("each", ["blocks/0/attn/inner/relative", "blocks/1/attn/inner/relative"]),
+        ("shared", ["blocks/0/attn/inner/shared_relative"]),
+        (
+            "both",
+            [
+                "blocks/0/attn/inner/relative",
+                "blocks/0/attn/inner/shared_relative",
+                "blocks/1/attn/inner/relative",
+            ],
+        ),
+    ],
+)
+def test_blocks_have_biases_by_offset_of_their_own_or_share_one_or_both(kind, expected):
+    options = {"depth": 2, "image_size": 16, "relative_positions": kind}
+    model = nnx.eval_shape(lambda: vit("micro", **options, rngs=nnx.Rngs(0)))
+    assert [path for path in variables(model) if "relative" in path] == [
+        f"{path}/table" for path in expected
+    ]
+    with pytest.raises(ConfigError, match="relative_positions 'al'"):
+        vit("micro", relative_positions="al", rngs=nnx.Rngs(0))
+
+
+def test_own_and_shared_biases_by_offset_add():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 8))
+    tables = jax.random.normal(jax.random.key(1), (2, 3 * 3 + 3, 2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def weights(kinds, tables):
+        biases = {kind: RelativeBias((2, 2), 2) for kind in kinds}
+        for bias, table in zip(biases.values(), tables, strict=True):
+            bias.table[...] = table
+        return Attention(8, 2, **biases, rngs=nnx.Rngs(0)).weights(x)
+
+    wanted = weights(("relative",), tables[:1] + tables[1:])
+    np.testing.assert_allclose(weights(("relative", "shared_relative"), tables), wanted, atol=1e-6)
+    assert np.abs(wanted - weights(("shared_relative",), tables[:1])).max() > 1e-3
 
 
 def test_sincos_positions_never_train():

@@ -62,6 +62,7 @@ def test_grafted_adapters_are_refused_by_name(tmp_path):
         ({"positions": "sincos", "class_token": False}, "no class token"),
         ({"positions": "none", "rotary": "pairs"}, "no table of positions; rotary .* pairs"),
         ({"relative_positions": "each"}, "has relative positions$"),
+        ({"relative_positions": "shared"}, "has relative positions$"),
         ({"mlp_norm": True}, "norm inside MLPs"),
         ({"activation": jax.nn.relu}, "no known activation"),
         ({"key_bias": False}, "has bias of queries and values alone$"),

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from tests.weights.test_load import official
+from vadapt.weights.eva02 import EVA02
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.mae import MAE
 from vadapt.weights.tables import convert, revert
+from vadapt.weights.upernet import PAD_SEGMENTER
 
 
 @pytest.mark.parametrize("backbone", ["", "backbone/"])
@@ -19,6 +21,19 @@ def test_names_and_layouts_written_back_are_those_that_were_read(backbone):
     assert reverted.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(reverted[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("table", [MAE, EVA02, PAD_SEGMENTER], ids=lambda table: table.family)
+def test_biases_by_offset_of_blocks_and_the_shared_one_have_places_of_their_own(table):
+    names = [
+        "blocks.0.attn.relative_position_bias_table",
+        "rel_pos_bias.relative_position_bias_table",
+    ]
+    converted, unknown = convert({name: np.ones((12, 2)) for name in names}, table)
+    attention = "blocks/0/attn/inner"
+    assert unknown == []
+    assert list(converted) == [f"{attention}/relative/table", f"{attention}/shared_relative/table"]
+    assert [name.removeprefix("backbone.") for name in revert(converted, table)[0]] == names
 
 
 def test_other_spellings_are_read_and_the_first_is_written():

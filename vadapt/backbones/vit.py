@@ -102,8 +102,9 @@ class ViT(nnx.Module):
             of CLIP do.
         rotary: queries and keys of patches turn by their place, "pairs" or "halves" (see
             `positions.rotary_angles`, `rotary_extent` too); None for none.
-        relative_positions: a bias of the attention by offset: "each" block has its own, or one
-            "shared" by all; None for none. Such a model is good for its image_size alone.
+        relative_positions: a bias of the attention by offset: "each" block has its own, or one is
+            "shared" by all, or "both" (they add); None for none. Such a model is good for its
+            image_size alone.
         mlp_ratio, mlp_hidden: hidden width of the MLPs over `width`, or that width itself.
         swiglu, mlp_norm: gated MLPs, a norm inside them (see `layers.SwiGLU`).
         qkv_bias, key_bias, proj_bias, mlp_bias: which linear layers have one; without
@@ -197,10 +198,10 @@ class ViT(nnx.Module):
                 block(
                     width,
                     num_heads,
-                    attention=functools.partial(attention, relative=bias),
+                    attention=functools.partial(attention, **own),
                     drop_path_rate=rate,
                 )
-                for rate, bias in zip(rates, biases, strict=True)
+                for rate, own in zip(rates, biases, strict=True)
             ]
         )
         self.norm = LayerNorm(width, epsilon=norm_epsilon) if final_norm else None
@@ -216,15 +217,18 @@ class ViT(nnx.Module):
         known = ("learned", "sincos", "none")
         raise ConfigError(f"unknown positions {kind!r}; {nearest(kind, known)}")
 
-    def _make_relative_biases(self, kind: str | None, depth: int) -> list[RelativeBias | None]:
-        if kind is None:
-            return [None] * depth
-        if kind == "shared":
-            return [RelativeBias(self.grid, self.num_heads)] * depth
-        if kind == "each":
-            return [RelativeBias(self.grid, self.num_heads) for _ in range(depth)]
-        known = ("each", "shared")
-        raise ConfigError(f"unknown relative_positions {kind!r}; {nearest(kind, known)}")
+    def _make_relative_biases(self, kind: str | None, depth: int) -> list[dict[str, RelativeBias]]:
+        """The biases of each block's attention, by the option that takes them."""
+        known = ("each", "shared", "both")
+        if kind is not None and kind not in known:
+            raise ConfigError(f"unknown relative_positions {kind!r}; {nearest(kind, known)}")
+
+        def bias() -> RelativeBias:
+            return RelativeBias(self.grid, self.num_heads)
+
+        shared = {"shared_relative": bias()} if kind in ("shared", "both") else {}
+        own = kind in ("each", "both")
+        return [{**shared, "relative": bias()} if own else shared for _ in range(depth)]
 
     @property
     def num_extra(self) -> int:

@@ -43,6 +43,7 @@ def _vit_traits(model: Any) -> Traits:
     """Whether a ViT has what families of it differ in; so for the others below."""
     attn, mlp = model.blocks[0].attn.inner, model.blocks[0].mlp.inner
     gated, whole = isinstance(mlp, SwiGLU), _ratio(model) * model.width
+    relative = attn.relative is not None or attn.shared_relative is not None
     return {
         "class token": model.cls_token is not None,
         "class token twice": model.class_token_twice,
@@ -51,7 +52,7 @@ def _vit_traits(model: Any) -> Traits:
         "square grid of positions": model.grid[0] == model.grid[1],
         "rotary positions of pairs": model.rotary == "pairs",
         "rotary positions of halves": model.rotary == "halves",
-        "relative positions": attn.relative is not None,
+        "relative positions": relative,
         "first norm": model.first_norm is not None,
         "final norm": model.norm is not None,
         "norm inside MLPs": mlp.norm is not None,

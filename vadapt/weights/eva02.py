@@ -13,7 +13,6 @@ EVA02 = Table(
     backbone=(
         *joined([_BLOCK + rf"attn\.{part}_proj" for part in "qkv"], _ATTN + "qkv"),
         Rule(_BLOCK + r"attn\.(q|v)_bias", _ATTN + r"\2_bias"),
-        Rule(r"rel_pos_bias\.relative_position_bias_table", "blocks/0/attn/inner/relative/table"),
         *joined([_BLOCK + r"mlp\.w1", _BLOCK + r"mlp\.w2"], _MLP + "w12"),
         *linear(_BLOCK + r"mlp\.w3", _MLP + "w3"),
         *norm(_BLOCK + r"mlp\.ffn_ln", _MLP + "norm"),

@@ -34,6 +34,11 @@ def trunk_rules(prefix: str = "") -> tuple[Rule, ...]:
         Rule(prefix + r"patch_embed\.proj\.weight", "patch_embed/proj/kernel", "conv"),
         Rule(prefix + r"patch_embed\.proj\.bias", "patch_embed/proj/bias"),
         *block_rules(prefix + "blocks", "blocks"),
+        # One for all blocks; what modules share has its path in the first of them.
+        Rule(
+            prefix + r"rel_pos_bias\.relative_position_bias_table",
+            "blocks/0/attn/inner/shared_relative/table",
+        ),
         *norm(prefix + r"norm", "norm"),
     )
 
