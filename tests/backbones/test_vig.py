@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.backbones.drawn import drawn
 from vadapt import models
+from vadapt.backbones.graphs import GraphConv
 from vadapt.backbones.positions import resize_table
 from vadapt.backbones.vig import ViG, ViGBlock, cells, vig
 from vadapt.errors import ConfigError, ShapeError
@@ -111,9 +112,27 @@ def test_positions_are_resized_to_the_map(model):
     np.testing.assert_allclose(other.enter(images, 0), model.enter(images, 0), atol=1e-6)
 
 
-def test_cells_are_averages():
+def test_cells_are_averages_and_what_does_not_fill_one_is_in_none():
     x = jnp.arange(8.0).reshape(1, 8, 1)  # a map of 2x4
     np.testing.assert_array_equal(cells(x, (2, 4), 2)[0, :, 0], [2.5, 4.5])
+    x = jnp.arange(15.0).reshape(1, 15, 1)  # of 3x5
+    np.testing.assert_array_equal(cells(x, (3, 5), 2)[0, :, 0], [3.0, 5.0])
+    with pytest.raises(ShapeError, match="a map of 3x5 places has no cell of 4x4"):
+        cells(x, (3, 5), 4)
+
+
+def test_maps_of_any_size_do_without_a_bias():
+    block = ViGBlock(8, grid=(4, 4), reduction=2, k=2, relative=None, rngs=nnx.Rngs(0))
+    assert jax.eval_shape(lambda: block(jnp.zeros((1, 5, 7, 8)))).shape == (1, 5, 7, 8)
+
+
+def test_graphs_end_in_the_activation_they_are_given():
+    nodes = jax.random.normal(jax.random.key(0), (1, 6, 8))
+    plain, squared = (
+        GraphConv(8, k=2, activation=activation, rngs=nnx.Rngs(0))(nodes, nodes)[0]
+        for activation in (lambda x: x, jnp.square)
+    )
+    np.testing.assert_allclose(squared, plain**2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (4, 6)])

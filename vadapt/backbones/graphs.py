@@ -58,7 +58,7 @@ class NormedMlp(nnx.Module):
 
 
 class GraphConv(nnx.Module):
-    """Max-relative graph convolution: gelu(norm(mix(node, message))), twice as wide as the nodes.
+    """Max-relative graph convolution: act(norm(mix(node, message))), twice as wide as the nodes.
 
     A message is, a channel, the most by which one of the node's neighbours exceeds it. Neighbours
     are the k nearest in each group of channels; one group is ViG's graph, more are GKGNet's. A
@@ -66,6 +66,7 @@ class GraphConv(nnx.Module):
 
     Args:
         dilation: of the nearest k * dilation, every dilation-th is a neighbour.
+        activation: the last step; GELU in all published models.
 
     Raises:
         ShapeError: a width that is odd or no multiple of the groups.
@@ -74,7 +75,14 @@ class GraphConv(nnx.Module):
     """
 
     def __init__(
-        self, width: int, *, groups: int = 1, k: int = 9, dilation: int = 1, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        groups: int = 1,
+        k: int = 9,
+        dilation: int = 1,
+        activation: Callable[[Array], Array] = gelu_exact,
+        rngs: nnx.Rngs,
     ):
         if width % 2 or width % groups:
             raise ShapeError(
@@ -82,6 +90,7 @@ class GraphConv(nnx.Module):
                 "multiple of the groups"
             )
         self.groups, self.k, self.dilation = groups, k, dilation
+        self.activation = activation
         self.mix = LinearNorm(2 * width, 2 * width, parts=PARTS, rngs=rngs)
 
     def __call__(
@@ -97,7 +106,7 @@ class GraphConv(nnx.Module):
             x, sources, groups=self.groups, k=self.k, dilation=self.dilation, bias=bias
         )
         both = jnp.stack([x, messages], axis=-1).reshape(*x.shape[:-1], -1)
-        return gelu_exact(self.mix(both)), ids
+        return self.activation(self.mix(both)), ids
 
 
 class GraphBlock(nnx.Module):

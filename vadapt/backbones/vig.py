@@ -71,17 +71,18 @@ class Positions(nnx.Module):
 def cells(x: Float[Array, "b n d"], size: tuple[int, int], side: int) -> Float[Array, "b m d"]:
     """Averages over cells of side x side places of a map, all in raster order.
 
+    Rows and columns that do not fill a last cell are in none.
+
     Raises:
-        ShapeError: cells do not fill the map.
+        ShapeError: a cell is larger than the map.
     """
     if side == 1:
         return x
-    if size[0] % side or size[1] % side:
-        raise ShapeError(
-            f"a map of {size[0]}x{size[1]} places does not consist of cells of {side}x{side}; the "
-            "sides of images must be multiples of a cell's (16 px in published pyramids)"
-        )
-    parts = rearrange(x, "b (h p w q) d -> b (h w) (p q) d", p=side, q=side, w=size[1] // side)
+    height, width = (places // side for places in size)
+    if not height or not width:
+        raise ShapeError(f"a map of {size[0]}x{size[1]} places has no cell of {side}x{side}")
+    grid = rearrange(x, "b (h w) d -> b h w d", h=size[0])[:, : height * side, : width * side]
+    parts = rearrange(grid, "b (h p) (w q) d -> b (h w) (p q) d", p=side, q=side)
     return parts.mean(axis=2)
 
 
@@ -120,9 +121,19 @@ class ViGBlock(GraphBlock):
         return nodes.reshape(x.shape)
 
     def bias(self, size: tuple[int, int]) -> Bias:
-        """What is added to the distances on a map of this size."""
+        """What is added to the distances on a map of this size.
+
+        Raises:
+            ShapeError: cells do not fill the map; the released bias has none of such a size.
+        """
         if self.relative is None:
             return None
+        side = self.reduction
+        if size[0] % side or size[1] % side:
+            raise ShapeError(
+                f"a map of {size[0]}x{size[1]} places does not consist of cells of {side}x{side}; "
+                "the sides of images must be multiples of a cell's (16 px in published pyramids)"
+            )
         (h, w), geometric = self.grid, self.relative == "geometric"
         if size == self.grid:
             rows, columns = table(self.width, h), table(self.width, w)
