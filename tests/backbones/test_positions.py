@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapt.backbones.positions import RESIZES, resize_table, sincos_table
+from vadapt.backbones.positions import RESIZES, resize_table, sincos_table, sine_positions
 from vadapt.errors import ConfigError, ShapeError
 
 
@@ -52,6 +52,16 @@ def test_column_fills_the_first_half():
     np.testing.assert_array_equal(table[0, :, :4], table[1, :, :4])
     np.testing.assert_array_equal(table[:, 0, 4:], table[:, 2, 4:])
     np.testing.assert_allclose(table[0, 2, 0], np.sin(2.0), rtol=1e-6)
+
+
+def test_sine_positions_are_shares_of_an_extent_or_count_places():
+    shares = sine_positions(8, (3, 5), extent=2.0, epsilon=1.0)
+    places = sine_positions(8, (3, 5), extent=None)
+    # Channels: row, then column; the first sine of each has frequency 1.
+    np.testing.assert_allclose(shares[:, 0, 0], np.sin(2.0 * np.arange(1, 4) / 4), rtol=1e-6)
+    np.testing.assert_allclose(shares[0, :, 4], np.sin(2.0 * np.arange(1, 6) / 6), rtol=1e-6)
+    np.testing.assert_allclose(places[:, 0, 0], np.sin(np.arange(1, 4)), rtol=1e-6)
+    np.testing.assert_allclose(places[0, :, 5], np.cos(np.arange(1, 6)), rtol=1e-6)
 
 
 def test_sincos_of_a_large_grid_is_computed_in_double_precision():

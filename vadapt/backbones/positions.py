@@ -208,12 +208,22 @@ def rotary_angles(
 
 
 def sine_positions(
-    width: int, grid: tuple[int, int], *, temperature: float = 10000.0
+    width: int,
+    grid: tuple[int, int],
+    *,
+    temperature: float = 10000.0,
+    extent: float | None = 2 * np.pi,
+    epsilon: float = 1e-6,
 ) -> Float[np.ndarray, "h w d"]:
     """Fixed positions of a map for mask decoders: sines and cosines of the share of its sides.
 
     The first half of the channels encodes the row, the second the column; sines on even channels,
-    cosines on odd ones. The last row and column are at 2 pi, whatever the size.
+    cosines on odd ones.
+
+    Args:
+        extent: where the last row and column are, whatever the size; None counts rows and columns
+            from 1 instead.
+        epsilon: added to the number of rows or columns that shares are of.
 
     Raises:
         ShapeError: `width` is not divisible by 4.
@@ -225,7 +235,9 @@ def sine_positions(
     pairs = np.arange(width // 4) / (width // 4)
 
     def encode(size: int) -> np.ndarray:
-        places = np.arange(1, size + 1) / (size + 1e-6) * 2 * np.pi
+        places = np.arange(1, size + 1)
+        if extent is not None:
+            places = places / (size + epsilon) * extent
         angles = places[:, None] / temperature**pairs
         return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(size, -1)
 
