@@ -54,6 +54,14 @@ def test_counts_are_the_papers(variant):
     assert count(nnx.to_pure_dict(nnx.state(shapes, Adapter))) == PAPER[variant]
 
 
+def test_the_norm_of_an_adapter_has_the_epsilon_it_is_given(plain):
+    def epsilons(**options):
+        blocks = adapters.apply(plain, "patchwise_scale", hidden=8, **options).blocks
+        return {block.mlp.adapter.norm.epsilon for block in blocks}
+
+    assert (epsilons(), epsilons(norm_epsilon=1e-3)) == ({1e-5}, {1e-3})
+
+
 @pytest.mark.parametrize("options", VARIANTS, ids=name)
 def test_fresh_graft_is_the_frozen_network_bit_for_bit(options, plain, images):
     grafted = adapters.apply(plain, "patchwise_scale", hidden=8, **options)

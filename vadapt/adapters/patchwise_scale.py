@@ -29,19 +29,26 @@ class Bottleneck(nnx.Module):
     Args:
         norm: "in" normalises the input (the paper's); "none" does not. "out" makes a norm that
             is never applied, as the released code does: it exists for its checkpoints only.
+        norm_epsilon: 1e-5 as in the released code, whose trunk has 1e-6.
         dropout: rate on the hidden activations, in training.
     """
 
     def __init__(
-        self, width: int, hidden: int, *, norm: str = "in", dropout: float = 0.1, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        norm: str = "in",
+        norm_epsilon: float = 1e-5,
+        dropout: float = 0.1,
+        rngs: nnx.Rngs,
     ):
         if norm not in NORMS:
             raise ConfigError(f"unknown adapter norm {norm!r}; {nearest(norm, NORMS)}")
         down_init = uniform(width**-0.5)  # Kaiming-uniform with a = sqrt(5)
         self.dropout = dropout
         self.unused_norm = norm == "out"
-        # 1e-5 here and 1e-6 in the trunk, as in the released code.
-        self.norm = None if norm == "none" else LayerNorm(width, epsilon=1e-5)
+        self.norm = None if norm == "none" else LayerNorm(width, epsilon=norm_epsilon)
         self.down = nnx.Linear(width, hidden, kernel_init=down_init, rngs=rngs)
         self.up = nnx.Linear(hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
         mark(self, Adapter)
@@ -132,6 +139,7 @@ def apply(
     scale: str | float = "patchwise",
     fusion: str = "concat",
     norm: str = "in",
+    norm_epsilon: float = 1e-5,
     dropout: float = 0.1,
     schedule: str = "constant",
     rngs: nnx.Rngs | None = None,
@@ -146,6 +154,7 @@ def apply(
         scale: "patchwise" (the paper's gate), "learnable" (one a layer, from 0.5), or a number
             (one a layer, fixed; 0.5 is AdaptFormer's place in the paper's comparison).
         fusion: what the patchwise gate reads; see `PatchwiseGate`.
+        norm, norm_epsilon, dropout: see `Bottleneck`.
         schedule: of a fixed scale over depth: "constant", "geometric" (times 0.8 for every block
             before the last) or "linear" (from 0.1 to `scale`); the released code's modes 0, 1, 2.
 
@@ -170,13 +179,14 @@ def apply(
     rngs = rngs or nnx.Rngs(0)
     model = nnx.clone(model)
     scales = layer_scales(scale, schedule, len(model.blocks))
+    options = {"norm": norm, "norm_epsilon": norm_epsilon, "dropout": dropout}
     for block, layer_scale in zip(model.blocks, scales, strict=True):
         width = block.mlp.norm.width
         if scale == "patchwise":
             gate = PatchwiseGate(width, fusion=fusion, rngs=rngs)
         else:
             gate = LayerGate(layer_scale, learnable=scale == "learnable")
-        adapter = Bottleneck(width, hidden, norm=norm, dropout=dropout, rngs=rngs)
+        adapter = Bottleneck(width, hidden, **options, rngs=rngs)
         block.mlp = PatchwiseScaleBranch(block.mlp, adapter, gate)
     return model
 
