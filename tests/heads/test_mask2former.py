@@ -121,6 +121,27 @@ def test_loss_and_scores_of_one_image_are_those_in_a_batch(kind):
     np.testing.assert_allclose(both[:1], one, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["replaced", "positions"])
+def test_every_image_may_have_queries_of_its_own(kind):
+    head, maps = build(kind), draw_maps()
+    run = nnx.jit(lambda head, maps, queries: head(maps, queries))
+    own = jax.random.normal(jax.random.key(1), (2, QUERIES, WIDTH))
+    found = run(head, maps, own)
+    for i in range(2):
+        alone = run(head, [x[i : i + 1] for x in maps], own[i])
+        np.testing.assert_allclose(found.masks[:, i], alone.masks[:, 0], atol=1e-4)
+        np.testing.assert_allclose(found.classes[:, i], alone.classes[:, 0], atol=1e-4)
+
+
+def test_the_pixel_decoder_may_have_heads_of_its_own():
+    shared, own = (nnx.eval_shape(lambda n=n: build(encoder_heads=n)) for n in (None, 4))
+    heads = [
+        (head.pixel_decoder.layers[0].attn.heads[0], head.layers[0].self_attn.num_heads)
+        for head in (shared, own)
+    ]
+    assert heads == [(2, 2), (4, 2)]
+
+
 def test_a_mask_that_is_empty_everywhere_blocks_nothing():
     head = build()
     features, x = -jnp.ones((1, 2, 3, WIDTH)), jnp.ones((1, QUERIES, WIDTH))

@@ -139,6 +139,21 @@ def test_two_copies_of_a_batch_cost_what_one_does(rng, labels):
         np.testing.assert_allclose(both[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_costs_of_the_matching_weigh_what_terms_do_unless_they_are_set(rng, labels):
+    *predictions, labels = draw_case(rng, labels[:1])
+    classes, masks = (jnp.asarray(x[0]) for x in predictions)
+    points = losses.draw_points(jax.random.key(0), 1, CLASSES, SMALL).matching
+
+    def cost(**options):
+        settings = SMALL._replace(**options)
+        return losses.matching_cost(classes, masks, points, labels, settings)
+
+    apart = {"class_cost": 3.0, "mask_cost": 0.0, "dice_cost": 0.5}
+    as_terms = {name.replace("cost", "weight"): value for name, value in apart.items()}
+    np.testing.assert_array_equal(cost(**apart), cost(**as_terms))
+    assert np.abs(cost(**apart) - cost()).max() > 0.1
+
+
 def test_a_sharded_batch_costs_what_a_whole_one_does(rng, labels):
     classes, masks, labels = draw_case(rng, np.concatenate([labels, labels[:1]]))
     (whole, _), grads = value_and_grads(classes, masks, labels, jax.random.key(0))

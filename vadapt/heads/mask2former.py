@@ -100,6 +100,7 @@ class Mask2FormerHead(nnx.Module):
             too, through a linear layer, or their positions only, as in Rein's releases for CLIP and
             SAM, where the contents are learned.
         num_points: that a query of the pixel decoder looks at, a level and head.
+        encoder_heads: heads of the pixel decoder; None for `num_heads`.
         loss_points: of a mask that the loss looks at; 112 x 112 as published.
 
     Source: Mask2Former, arXiv:2112.01527; Rein, arXiv:2312.04265, for linked queries.
@@ -119,6 +120,7 @@ class Mask2FormerHead(nnx.Module):
         num_heads: int = 8,
         hidden: int = 2048,
         encoder_depth: int = 6,
+        encoder_heads: int | None = None,
         encoder_hidden: int = 1024,
         num_points: int = 4,
         num_groups: int = 32,
@@ -139,7 +141,7 @@ class Mask2FormerHead(nnx.Module):
             width=width,
             outputs=outputs,
             depth=encoder_depth,
-            num_heads=num_heads,
+            num_heads=encoder_heads or num_heads,
             hidden=encoder_hidden,
             num_points=num_points,
             num_groups=num_groups,
@@ -163,15 +165,16 @@ class Mask2FormerHead(nnx.Module):
     def __call__(
         self,
         maps: Sequence[Map],
-        queries: Float[Array, "q d"] | None = None,
+        queries: Float[Array, "*b q d"] | None = None,
         key: OptionalKey = None,
     ) -> Predictions:
         """Predictions before the first decoder layer and after each.
 
         Args:
             maps: of strides 4, 8, 16, 32, fine to coarse; any sizes do.
-            queries: of a linked head, one for each mask; their number is free unless the head
-                has contents of its own for them.
+            queries: of a linked head, one for each mask, the same for all images or each
+                image's own; their number is free unless the head has contents of its own for
+                them.
             key: of training, for which this head has no use.
 
         Raises:
@@ -180,7 +183,7 @@ class Mask2FormerHead(nnx.Module):
         x, places = self._first(queries)
         features, memories = self.pixel_decoder(maps)
         x, places = (
-            jnp.broadcast_to(y.astype(features.dtype)[None], (len(features), *y.shape))
+            jnp.broadcast_to(y.astype(features.dtype), (len(features), *y.shape[-2:]))
             for y in (x, places)
         )
         sources = [self._source(memory, i) for i, memory in enumerate(memories)]
@@ -210,7 +213,7 @@ class Mask2FormerHead(nnx.Module):
         )
 
     def _first(self, queries: Array | None) -> tuple[Array, Array]:
-        """Contents and positions of the queries."""
+        """Contents and positions of the queries, each with an axis of images or of one."""
         if (queries is None) == self.linked:
             raise ConfigError(
                 "this head has no queries: call it with some, or build it with linked=False"
@@ -220,12 +223,13 @@ class Mask2FormerHead(nnx.Module):
         own = self.query_embed
         places = queries if own is None else own[...]
         assert places is not None
+        places = places.reshape(-1, *places.shape[-2:])
         if self.queries_to_feat is not None:
             return self.queries_to_feat(places), places
         assert self.query_feat is not None
-        if len(places) != self.num_queries:
-            raise ConfigError(f"{len(places)} queries for a head of {self.num_queries}")
-        return self.query_feat[...], places
+        if places.shape[1] != self.num_queries:
+            raise ConfigError(f"{places.shape[1]} queries for a head of {self.num_queries}")
+        return self.query_feat[...][None], places
 
     def _source(self, memory: Map, level: int) -> tuple[Array, Array]:
         """Keys and values of a level's map."""

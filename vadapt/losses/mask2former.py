@@ -25,7 +25,7 @@ class Points(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Numbers of the loss; weights of the terms are the costs' in the matching too."""
+    """Numbers of the loss; a cost of the matching weighs what its term does, unless it is set."""
 
     num_points: int = 12544
     oversampling: float = 3.0  # candidates a point
@@ -34,6 +34,19 @@ class Settings(NamedTuple):
     mask_weight: float = 5.0
     dice_weight: float = 5.0
     no_object: float = 0.1  # weight of that class in the cross entropy
+    class_cost: float | None = None
+    mask_cost: float | None = None
+    dice_cost: float | None = None
+
+    @property
+    def costs(self) -> tuple[float, float, float]:
+        """Weights in the matching: of classes, of masks and of dice."""
+        terms = (self.class_weight, self.mask_weight, self.dice_weight)
+        costs = (self.class_cost, self.mask_cost, self.dice_cost)
+        by_class, by_mask, by_dice = (
+            term if cost is None else cost for term, cost in zip(terms, costs, strict=True)
+        )
+        return by_class, by_mask, by_dice
 
     @property
     def num_chosen(self) -> int:
@@ -140,9 +153,8 @@ def matching_cost(
     sizes = shares.sum(axis=1)[..., None] + targets.sum(axis=1)[:, None]
     dice = 1.0 - (2.0 * product(shares) + 1.0) / (sizes + 1.0)
     right = jax.nn.softmax(classes, axis=-1)[..., :num_classes]
-    return (
-        settings.mask_weight * entropy + settings.dice_weight * dice - settings.class_weight * right
-    )
+    by_class, by_mask, by_dice = settings.costs
+    return by_mask * entropy + by_dice * dice - by_class * right
 
 
 def _match_all(
