@@ -3,7 +3,8 @@
 A golden file holds what an original implementation computed: parameters under the official
 checkpoint's names, inputs, outputs, cotangents and gradients. This runner builds the vadapt module
 that the file names, imports the parameters with vadapt's own importer, and compares outputs and
-gradients; it knows no expected value. Without arguments it checks every file in tests/goldens.
+gradients; it knows no expected value. A case also fails if its builder leaves a field of its config
+unread. Without arguments it checks every file in tests/goldens.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.golden_modules import TOPICS
+from tests.golden_modules.fields import Fields
 
 GOLDENS = Path(__file__).parent / "goldens"
 # One file of builders a topic, in tests/golden_modules (<system>.py, or TOPICS says); its MODULES:
 # module name -> function of (config, params, inputs) -> outputs, differentiable in the last two
-# (whole numbers are known while it is traced, so that shapes may depend on them);
-# where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
+# (whole numbers are known while it is traced, so that shapes may depend on them).
+# Besides the file's fields, a config has "out_shapes", the shapes of the outputs by name: a size
+# that an image is brought back to may stand nowhere else.
+# Where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
 # array) -> which of its numbers count.
 Arrays = dict[str, Any]
 SIDES = ("param", "in")
-Builder = Callable[[dict[str, Any], Arrays, Arrays], Arrays]
+Builder = Callable[[Fields, Arrays, Arrays], Arrays]
 Counts = Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -88,12 +92,16 @@ def check(path: str | Path) -> Verdict:
     except Exception as error:
         return Verdict(str(path), float("nan"), f"cannot be read: {error!r}")
     name = f"{golden.meta['system']}/{golden.meta['case']}"
+    config = Fields(golden.meta["config"])
     try:
         builder, counts = find_builder(golden.meta["system"], golden.meta["module"])
-        worst = max(_compare(golden, builder, counts), default=(0.0, ""))
-    except Exception as error:
-        return Verdict(name, float("nan"), f"{type(error).__name__}: {error}")
-    return Verdict(name, worst[0], "" if worst[0] <= 1.0 else f"worst at {worst[1]}")
+        error, where = max(_compare(golden, config, builder, counts), default=(0.0, ""))
+    except Exception as failure:
+        return Verdict(name, float("nan"), f"{type(failure).__name__}: {failure}")
+    reasons = [] if error <= 1.0 else [f"worst at {where}"]
+    if unread := config.unread():
+        reasons.append(f"unread in config: {', '.join(unread)}")
+    return Verdict(name, error, "; ".join(reasons))
 
 
 def find_builder(system: str, module: str) -> tuple[Builder, Counts]:
@@ -112,10 +120,11 @@ def find_builder(system: str, module: str) -> tuple[Builder, Counts]:
     return cases.MODULES[module], counts
 
 
-def _compare(golden: Golden, builder: Builder, counts: Counts) -> Iterable[tuple[float, str]]:
-    # A size that an image is brought back to may stand nowhere but in the outputs' shapes.
+def _compare(
+    golden: Golden, config: Fields, builder: Builder, counts: Counts
+) -> Iterable[tuple[float, str]]:
     shapes = {name: np.shape(expected) for name, expected in golden["out"].items()}
-    meta, config = golden.meta, {**golden.meta["config"], "out_shapes": shapes}
+    meta, config = golden.meta, config | {"out_shapes": shapes}
     rtol, atol = meta["rtol"], meta["atol"]
     params, inputs = _to_jax(golden["param"]), _to_jax(golden["in"])
 

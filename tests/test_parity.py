@@ -1,4 +1,4 @@
-"""The golden files pass, and the runner can fail: wrong numbers, unknown modules, broken files."""
+"""The golden files pass, and the runner can fail: wrong numbers, unread fields, broken files."""
 
 import json
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tests import parity
+from tests.golden_modules import pad
+from tests.golden_modules.fields import Fields
 
 FILES = sorted(parity.GOLDENS.rglob("*.npz"))
 
@@ -23,6 +25,13 @@ def rewritten(path, folder, **changes):
     arrays.update(changes)
     np.savez(folder / "case.npz", **arrays)
     return folder / "case.npz"
+
+
+def reconfigured(path, folder, change):
+    """The golden file with a config that `change` has changed in place."""
+    meta = json.loads(str(np.load(path)["meta"]))
+    change(meta["config"])
+    return rewritten(path, folder, meta=json.dumps(meta))
 
 
 @pytest.fixture
@@ -55,6 +64,56 @@ def test_a_missing_parameter_fails_the_case(block, tmp_path):
         arrays = {key: value for key, value in file.items() if key != "param/norm1.bias"}
     np.savez(tmp_path / "case.npz", **arrays)
     assert "missing" in parity.check(tmp_path / "case.npz").why
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "unread"),
+    [
+        ("pad/rel_pos_index", lambda config: config.update(mirrored=True), "mirrored"),
+        ("pad/rel_pos_index", lambda config: config.update(norm={"type": "LN"}), "norm"),
+        (
+            "rein/lr_warmup_poly",
+            lambda config: config["schedulers"][1].update(by_epoch=True),
+            "schedulers[1].by_epoch",
+        ),
+        (
+            "rein/optim_groups",
+            lambda config: config["custom_keys"]["norm"].update(flat=1, lr_mult=1.0),
+            "custom_keys.norm.flat",
+        ),
+    ],
+)
+def test_a_field_that_the_builder_leaves_unread_fails_the_case(tmp_path, case, change, unread):
+    verdict = parity.check(reconfigured(parity.GOLDENS / f"{case}.npz", tmp_path, change))
+    assert not verdict.passed
+    assert verdict.error <= 1.0
+    assert verdict.why == f"unread in config: {unread}"
+
+
+def test_a_value_without_an_option_fails_the_case_and_is_named(tmp_path):
+    path = parity.GOLDENS / "pad" / "pos_embed_resize_up.npz"
+    aligned = reconfigured(path, tmp_path, lambda config: config.update(align_corners=True))
+    assert "align_corners is True" in parity.check(aligned).why
+    other = reconfigured(path, tmp_path, lambda config: config.update(dim=13))
+    assert "dim is 13; the rest of the case says 12" in parity.check(other).why
+
+
+@pytest.mark.parametrize(
+    "copy", [dict, lambda config: {**config}, lambda config: dict(config.items())]
+)
+def test_a_copy_of_a_config_does_not_count_as_read(tmp_path, monkeypatch, copy):
+    path, module = parity.GOLDENS / "pad" / "rel_pos_index.npz", "RelativePositionBias.index"
+    build = pad.MODULES[module]
+    monkeypatch.setitem(pad.MODULES, module, lambda config, *rest: build(copy(config), *rest))
+    assert "not copied or unpacked" in parity.check(path).why
+
+
+def test_a_value_that_hides_a_field_does_not_read_it():
+    config = Fields({"width": 8, "norm": {"eps": 1e-6, "type": "LN"}})
+    over, under = config | {"width": 4}, {"width": 4, "depth": 2} | config
+    assert (over["width"], under["depth"], config.unread()) == (4, 2, ["width", "norm"])
+    assert (under["width"], over["norm"]["eps"]) == (8, 1e-6)
+    assert config.unread() == ["norm.type"]
 
 
 def test_unknown_modules_and_broken_files_fail(block, tmp_path, capsys):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.golden_modules.fields import Fields, only
 from vadapt.data.repeated import Repeated, balanced_counts, repeat_factors
 from vadapt.losses.multilabel import asymmetric_loss
 from vadapt.metrics.multilabel import (
@@ -19,7 +20,8 @@ from vadapt.metrics.multilabel import (
 Arrays = dict[str, Any]
 
 
-def asymmetric(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def asymmetric(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, use_sigmoid=(True,))
     names = {"none": "none", "mean": "mean", "avg": "batch", "sum": "sum"}
     return {
         name: asymmetric_loss(
@@ -36,7 +38,7 @@ def asymmetric(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays
     }
 
 
-def class_balanced(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def class_balanced(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     targets, threshold = np.asarray(inputs["target"]), config["oversample_thr"]
     repeated = Repeated([{}] * len(targets), balanced_counts(targets, threshold))
     return {
@@ -45,13 +47,14 @@ def class_balanced(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Ar
     }
 
 
-def metrics(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def metrics(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """Fractions of the path for COCO, percentages of the one that knows labels in doubt."""
     scores, targets, areas, doubtful = (
         np.asarray(inputs[name]) for name in ("scores", "target", "area", "target_difficult")
     )
-    top = config["topk"]
-    found = label_scores(scores, targets, areas, threshold=config["threshold"], top=top)
+    top, threshold = config["topk"], config["threshold"]
+    check_drawn(config, scores >= threshold, targets, doubtful)
+    found = label_scores(scores, targets, areas, threshold=threshold, top=top)
     outputs = {f"coco/{name}": value / 100 for name, value in found.items()}
     for name in Counts._fields:  # the original's best labels must reach the threshold, too
         outputs[f"coco/{name}_top{top}"] = outputs[f"coco/{name}_top{top}_thr"]
@@ -70,6 +73,19 @@ def metrics(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
             precision_recall(chosen, doubtful), metric
         )
     return outputs
+
+
+def check_drawn(
+    config: Fields, chosen: np.ndarray, targets: np.ndarray, doubtful: np.ndarray
+) -> None:
+    """Refuse arrays that were not drawn as the config says."""
+
+    for name, labels in (("empty_classes", targets > 0), ("never_predicted", chosen)):
+        if labels[:, config.get(name, [])].any():
+            raise ValueError(f"{name} is {config[name]}, of which the arrays have some")
+    share = config.get("difficult", 0.0)
+    if (share > 0) != (doubtful < 0).any():
+        raise ValueError(f"difficult is {share}, unlike the labels")
 
 
 MODULES = {

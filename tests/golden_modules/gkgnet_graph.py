@@ -6,24 +6,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, reduce
+from einops import rearrange
 
+from tests.golden_modules.fields import Fields, only
 from vadapt.backbones.positions import sincos_table
+from vadapt.backbones.vig import cells
 from vadapt.kernels.group_knn import distances, group_knn
 from vadapt.kernels.position_bias import PositionBias, position_bias
 
 Arrays = dict[str, Any]
 
 
-def neighbours(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    x, r, groups = inputs["x"], config["reduce"], config["groups"]
+def neighbours(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    x, groups = inputs["x"], config["groups"]
     if config["bipartite"]:
+        only(config, reduce=(1,))  # the sources are what the file gives
         targets, sources = (jnp.swapaxes(inputs[name], 1, 2) for name in "xy")
     else:
-        h, w = (side // r * r for side in x.shape[2:])
         targets = rearrange(x, "b c h w -> b (h w) c")
-        pattern = "b c (h p) (w q) -> b (h w) c"
-        sources = reduce(x[..., :h, :w], pattern, "mean", p=r, q=r)
+        sources = cells(targets, x.shape[2:], config["reduce"])
     bias = inputs["relative_pos"][0] if config["relative_pos"] else None
     options = {"groups": groups, "k": config["k"], "dilation": config["dilation"]}
     ids, _ = group_knn(targets, sources, **options, bias=bias)
@@ -42,7 +43,7 @@ def matrix(bias: Any) -> Any:
     return (bias.dense() if isinstance(bias, PositionBias) else bias)[None]
 
 
-def relative_positions(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def relative_positions(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     found = {}
     for number, item in enumerate(config["items"]):
         grid = (item["grid"], item["grid"])

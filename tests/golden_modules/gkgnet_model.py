@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from tests.golden_modules.fields import Fields, only, same
+from tests.golden_modules.pad_models import Arrays, imported, nhwc, with_norms
 from tests.golden_modules.rein_backbones import nchw
-from vadapt.backbones.graphs import GraphConv
+from vadapt.backbones.graphs import PARTS, GraphConv
+from vadapt.backbones.layers import gelu_exact
 from vadapt.backbones.vig import ViG, ViGBlock, cells
 from vadapt.heads.label_graph import LabelBlock, LabelGraph
 from vadapt.heads.vig_classifier import ViGClassifier
@@ -31,6 +34,7 @@ from vadapt.weights.vig import (
 CONV = conv_rules("", "")
 PATCH = (*graph_rules("0", ""), *mlp_rules("1", "/mlp"))
 LABEL = block_rules("", "")
+ACTIVATIONS = {"gelu": gelu_exact, "relu": jax.nn.relu}
 
 
 def placed(model: Any, params: Arrays, rules: tuple[Rule, ...]) -> tuple[Any, Table]:
@@ -43,11 +47,24 @@ def placed(model: Any, params: Arrays, rules: tuple[Rule, ...]) -> tuple[Any, Ta
     return with_arrays(model, convert(params, table)[0]), table
 
 
-def in_training(model: Any, config: dict[str, Any]) -> Any:
+def in_training(model: Any, config: Fields) -> Any:
     """The model with norms as the file says."""
+    model = with_norms(model, config)
     if config["train"]:
         model.train()
     return model
+
+
+def drop_path(config: Fields) -> float:
+    """The rate of dropped branches, which acts in training alone: a file says not which it drew."""
+    if config["train"]:
+        only(config, drop_path=(0.0,))
+    return config.get("drop_path", 0.0)
+
+
+def check_block(config: Fields) -> None:
+    """Refuse blocks of another making than GKGNet's."""
+    only(config, act=("gelu",), mlp_ratio=(4,), conv=("mr",), norm=("batch",))
 
 
 def statistics(model: Any, table: Table) -> Arrays:
@@ -62,9 +79,17 @@ def rows(ids: Any) -> Any:
     return rearrange(ids, "b g n k -> (b g) n k")
 
 
-def convolution(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    options = {"groups": config["groups"], "k": config["k"], "dilation": config["dilation"]}
-    model = GraphConv(config["channels"], **options, rngs=nnx.Rngs(0))
+def convolution(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, conv=("mr",), norm=("batch",), conv_groups=(PARTS,))
+    same(config, out_channels=2 * config["channels"])
+    model = GraphConv(
+        config["channels"],
+        groups=config["groups"],
+        k=config["k"],
+        dilation=config["dilation"],
+        activation=ACTIVATIONS[config["act"]],
+        rngs=nnx.Rngs(0),
+    )
     model, table = placed(model, params, CONV)
     x = nhwc(inputs["x"])
     nodes = rearrange(x, "b h w d -> b (h w) d")
@@ -75,8 +100,9 @@ def convolution(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Array
     return {"y": nchw(y), "nn_idx": rows(ids), **statistics(model, table)}
 
 
-def patch_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    side = round(config["n"] ** 0.5)
+def patch_block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    check_block(config)
+    side = math.isqrt(config["n"])
     block = ViGBlock(
         config["channels"],
         reduction=config["reduce"],
@@ -85,6 +111,7 @@ def patch_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Array
         groups=config["groups"],
         k=config["k"],
         dilation=config["dilation"],
+        drop_path_rate=drop_path(config),
         rngs=nnx.Rngs(0),
     )
     block, table = placed(block, params, PATCH)
@@ -103,8 +130,10 @@ def patch_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Array
     return outputs | statistics(block, table)
 
 
-def label_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    options = {"groups": config["groups"], "k": config["k"]}
+def label_block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    check_block(config)
+    same(config, num_labels=inputs["label"].shape[1])
+    options = {"groups": config["groups"], "k": config["k"], "drop_path_rate": drop_path(config)}
     block = LabelBlock(config["channels"], **options, rngs=nnx.Rngs(0))
     block, table = placed(block, params, LABEL)
     labels, ids = in_training(block, config)(inputs["label"], nhwc(inputs["features"]))
@@ -114,20 +143,22 @@ def label_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Array
 class GKGNet(nnx.Module):
     """A ViG and the label branch."""
 
-    def __init__(self, config: dict[str, Any]):
-        rngs = nnx.Rngs(0)
-        self.backbone = pyramid(config, groups=config["patch_groups"])
+    def __init__(self, config: Fields):
+        only(config, act=("gelu",))
+        rngs, rate = nnx.Rngs(0), drop_path(config)
+        self.backbone = pyramid(config, groups=config["patch_groups"], drop_path_rate=rate)
         self.head = LabelGraph(
             config["channels"],
             config["num_labels"],
             groups=config["groups"],
             k=config["k_label"],
             depth=config["num_gcn"],
+            drop_path_rates=[stage[0].drop_path_rate for stage in self.backbone.stages],
             rngs=rngs,
         )
 
 
-def pyramid(config: dict[str, Any], groups: int) -> ViG:
+def pyramid(config: Fields, groups: int, drop_path_rate: float = 0.0) -> ViG:
     return ViG(
         widths=config["channels"],
         depths=config["blocks"],
@@ -136,11 +167,12 @@ def pyramid(config: dict[str, Any], groups: int) -> ViG:
         max_dilation=config["max_dilation"],
         reductions=config["reduce_ratios"],
         image_size=config["size"],
+        drop_path_rate=drop_path_rate,
         rngs=nnx.Rngs(0),
     )
 
 
-def gkgnet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def gkgnet(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     model = in_training(imported(GKGNet(config), params), config)
     maps = model.backbone.features(nhwc(inputs["img"]), (0, 1, 2, 3), as_grid=True)
     labels, chosen = model.head.nodes(maps)
@@ -158,7 +190,7 @@ def _under(prefix: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return tuple(rule._replace(path=prefix + rule.path) for rule in rules)
 
 
-def scored(logits: Any, config: dict[str, Any], inputs: Arrays) -> Arrays:
+def scored(logits: Any, config: Fields, inputs: Arrays) -> Arrays:
     losses = label_losses(
         logits,
         inputs["gt_label"],
@@ -177,7 +209,7 @@ def scored(logits: Any, config: dict[str, Any], inputs: Arrays) -> Arrays:
     }
 
 
-def query_head(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def query_head(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     head = LabelGraph((config["channels"],), config["num_labels"], rngs=nnx.Rngs(0))
     own = {f"head.{name}": value for name, value in params.items()}
     values = convert(own, Table("gkgnet", LABELS))[0]
@@ -185,11 +217,13 @@ def query_head(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays
     return scored(head.logits(inputs["label"], inputs["gap"]), config, inputs)
 
 
-def classifier(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def classifier(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, kind=("pyramid", "isotropic"))
     if config["kind"] == "pyramid":
         backbone = pyramid(config, config["groups"])
     else:
         numbers = config["num_knn"]
+        same(config, k=numbers[0])
         backbone = ViG(
             widths=(config["n_filters"],),
             depths=(config["n_blocks"],),
@@ -202,8 +236,9 @@ def classifier(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays
             image_size=config["size"],
             rngs=nnx.Rngs(0),
         )
-        assert [block.conv.k for block in backbone.stages[0]] == numbers
-        assert [block.conv.dilation for block in backbone.stages[0]] == config["dilations"]
+        (blocks,) = backbone.stages
+        same(config, num_knn=[block.conv.k for block in blocks])
+        same(config, dilations=[block.conv.dilation for block in blocks])
     options = {"hidden": config["head_hidden"]}
     model = ViGClassifier(backbone, config["n_classes"], **options, rngs=nnx.Rngs(0))
     return {"logits": imported(model, params)(nhwc(inputs["img"]))}

@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 
 from tests.golden_modules import pad_milan, pad_recipe, pad_roi, pad_segmentation
+from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
@@ -42,10 +43,17 @@ class Place(nnx.Module):
         self.mlp = mlp
 
 
-def adapter(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def adapter(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, act=("relu",))
     options = scale_options(config)
-    rngs = nnx.Rngs(0)
-    bottleneck = Bottleneck(config["dim"], options["hidden"], norm=options["norm"], rngs=rngs)
+    bottleneck = Bottleneck(
+        config["dim"],
+        options["hidden"],
+        norm=options["norm"],
+        norm_epsilon=config["ln_eps"],
+        dropout=config.get("dropout_train", 0.1),
+        rngs=nnx.Rngs(0),
+    )
     gate = None
     if options["scale"] != "patchwise":
         learnable = options["scale"] == "learnable"
@@ -57,7 +65,9 @@ def adapter(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return {"up": up} if gate is None else {"up": up, "scaled": up * beside.gate(up, up)}
 
 
-def block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, act=("gelu_exact",))
+    options, adapt = scale_options(config), config.get("adapt", False)
     plain = Block(
         config["dim"],
         config["num_heads"],
@@ -67,21 +77,22 @@ def block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
         rngs=nnx.Rngs(0),
     )
     model: Any = Stack([plain])
-    if config.get("adapt", False):
-        model = adapters.apply(model, "patchwise_scale", **scale_options(config))
+    if adapt:
+        model = adapters.apply(model, "patchwise_scale", **options)
     model = imported(model, {f"blocks.0.{name}": value for name, value in params.items()})
     grafted = model.blocks[0]
     outputs = {"y": grafted(inputs["x"])}
-    if config.get("patch_wise_scalar", False):
+    if adapt and options["scale"] == "patchwise":
         x = inputs["x"] + grafted.attn(inputs["x"])
         outputs["token_scale"] = grafted.mlp.gated(x)[1]
     return outputs
 
 
-def masked_autoencoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def masked_autoencoder(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     model = imported(build_autoencoder(config), params)
     images = nhwc(inputs["imgs"])
     masking = random_masking(inputs["noise"], config["mask_ratio"])
+    same(config, len_keep=masking.keep_ids.shape[1])
     latent, prediction = model(images, masking)
     loss = model.loss(images, prediction, masking.mask, norm_pixels=config["norm_pix_loss"])
     return {
@@ -94,7 +105,7 @@ def masked_autoencoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -
     }
 
 
-def decoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def decoder(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     class Holder(nnx.Module):
         def __init__(self, decoder: nnx.Module):
             self.decoder = decoder
@@ -118,7 +129,10 @@ def decoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return {"pred": model.decoder(inputs["latent"], inputs["ids_restore"])}
 
 
-def patchify_loss(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def patchify_loss(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    _, channels, *sides = inputs["imgs"].shape
+    same(config, in_chans=channels, img_size=sides[0])
+    only(config, ddof=(1,))
     patches = patchify(nhwc(inputs["imgs"]), config["patch_size"])
     target = normalise_patches(patches, config["eps"])
     return {
@@ -129,12 +143,14 @@ def patchify_loss(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arr
     }
 
 
-def sincos(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def sincos(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     grid = (config["grid"], config["grid"])
     return {"table": sincos_table(config["dim"], grid, class_token=config["cls_token"])}
 
 
-def interpolate(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def interpolate(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, mode=("bicubic",), a=(-0.75,), align_corners=(False,))
+    same(config, dim=inputs["pos_embed"].shape[-1])
     source, target = config["src_grid"], config["dst_grid"]
     table = resize_table(
         inputs["pos_embed"][0],
@@ -145,7 +161,7 @@ def interpolate(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Array
     return {"pos_embed": table[None]}
 
 
-def learning_rate(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def learning_rate(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     rate = warmup_cosine(
         inputs["epoch"],
         peak=config["lr"],

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 
+from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, build_backbone, imported, nhwc
 from vadapt.backbones.layers import gelu_quick
 from vadapt.backbones.teachers import Tower
@@ -24,7 +23,9 @@ class Holder(nnx.Module):
         self.decoder.blocks = nnx.List(blocks)
 
 
-def prompting_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def prompting_block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    removed, kept = inputs["x"].shape[1], inputs["fixed"].shape[1] - 1
+    same(config, num_patches=kept + removed, len_keep=kept)
     block = PromptingBlock(
         config["dim"],
         config["num_heads"],
@@ -38,7 +39,8 @@ def prompting_block(config: dict[str, Any], params: Arrays, inputs: Arrays) -> A
     return {"y": block(inputs["x"], inputs["fixed"])}
 
 
-def clip_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def clip_teacher(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, act=("quick_gelu",))
     rngs = nnx.Rngs(0)
     backbone = ViT(
         width=config["width"],
@@ -49,7 +51,7 @@ def clip_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arra
         norm_epsilon=config["ln_eps"],
         patch_bias=False,
         first_norm=True,
-        activation={"quick_gelu": gelu_quick}[config["act"]],
+        activation=gelu_quick,
         rngs=rngs,
     )
     tower = Tower(backbone, config["output_dim"], rngs=rngs)
@@ -58,7 +60,7 @@ def clip_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arra
     return {"feat": features, "attn": attention}
 
 
-def dino_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def dino_teacher(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     rngs = nnx.Rngs(0)
     backbone = ViT(
         width=config["embed_dim"],
@@ -74,7 +76,7 @@ def dino_teacher(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arra
     return {"feat": features, "attn": attention}
 
 
-def milan(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def milan(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     rngs = nnx.Rngs(0)
     backbone = build_backbone(config, rngs)
     decoder = PromptingDecoder(
@@ -90,24 +92,26 @@ def milan(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     )
     model = imported(MILAN(backbone, decoder), params)
     images = nhwc(inputs["imgs"])
+    taught, semantic = config["use_clip"], config["attn_mask"]
     # Without a teacher the original draws at random, whatever `attn_mask` says.
-    if config["use_clip"] and config["attn_mask"]:
+    if taught and semantic:
         importance = inputs["teacher_attn"][:, 0, 1:]
         gumbel = -jnp.log(inputs["exp_noise"])
         masking = semantic_masking(importance, gumbel, config["mask_ratio"])
     else:
         masking = random_masking(inputs["noise"], config["mask_ratio"])
+    same(config, len_keep=masking.keep_ids.shape[1])
     latent, prediction = model(images, masking)
     loss = model.loss(
         images,
         prediction,
         masking.mask,
         norm_pixels=config["norm_pix_loss"],
-        features=inputs["teacher_feat"] if config["use_clip"] else None,
+        features=inputs["teacher_feat"] if taught else None,
     )
     return {
         "loss": loss,
-        "pred": prediction if config["use_clip"] else prediction[:, 1:],
+        "pred": prediction if taught else prediction[:, 1:],
         "latent": latent,
         "mask": masking.mask,
         "ids_restore": masking.restore_ids,

@@ -7,13 +7,22 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from tests.golden_modules.fields import Fields
 from vadapt import adapters
+from vadapt.backbones.convolutions import BatchNorm
 from vadapt.backbones.vit import ViT
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.tasks.mae import MaskedAutoencoder
 from vadapt.weights.load import match_weights, with_arrays
 
 Arrays = dict[str, Any]
+# Relative positions by whether every block has a bias of its own, and whether all share one.
+RELATIVE = {
+    (False, False): None,
+    (True, False): "each",
+    (False, True): "shared",
+    (True, True): "both",
+}
 SCHEDULES = {0: "constant", 1: "geometric", 2: "linear"}
 
 
@@ -27,28 +36,48 @@ def imported(model: Any, params: Arrays, **allow: Any) -> Any:
     return with_arrays(model, match_weights(model, params, **allow)[0])
 
 
-def scale_options(config: dict[str, Any]) -> dict[str, Any]:
+def with_norms(model: Any, config: Fields) -> Any:
+    """The model, its batch norms set to what a file says of them."""
+    epsilon, step = config.get("bn_eps", 1e-5), config.get("bn_momentum", 0.1)
+    for _, part in nnx.iter_graph(model):
+        if isinstance(part, BatchNorm):
+            part.epsilon, part.momentum = epsilon, 1 - step
+    return model
+
+
+def either(config: Fields, names: tuple[str, str], default: Any) -> Any:
+    """The field that the original's modules call by one name or another."""
+    return next((config[name] for name in names if name in config), default)
+
+
+def scale_options(config: Fields) -> dict[str, Any]:
     """The options of `patchwise_scale.apply` from the original's settings."""
-    scalar = config.get("adapt_scalar", config.get("adapter_scalar", "frozen"))
+    scalar = either(config, ("adapt_scalar", "adapter_scalar"), "frozen")
+    initial = float(config.get("init_value", "0.5")) or 0.5  # 0 stands for the default
+    schedule = SCHEDULES[config.get("layerdecay_scale", 0)]
     if config.get("patch_wise_scalar", False):
         scale: str | float = "patchwise"
     elif scalar == "learnable_scalar":
         scale = "learnable"
+        if initial != 0.5:
+            raise ValueError(f"init_value is {initial}; vadapt's learned scales start at 0.5")
     else:
-        scale = float(config.get("init_value", "0.5") if scalar == "frozen" else scalar)
+        scale = initial if scalar == "frozen" else float(scalar)
     return {
-        "hidden": config.get("hidden", config.get("down_size", 64)),
+        "hidden": either(config, ("hidden", "down_size"), 64),
         "scale": scale,
         "fusion": config.get("fusion_method", "concat"),
-        "norm": config.get("adapter_layernorm_option", config.get("layernorm_option", "in")),
-        "schedule": "constant"
-        if scale in ("patchwise", "learnable")
-        else SCHEDULES[config.get("layerdecay_scale", 0)],
+        "norm": either(config, ("adapter_layernorm_option", "layernorm_option"), "in"),
+        "norm_epsilon": config.get("adapter_ln_eps", 1e-5),
+        # Of fixed scales; the original ignores it for others, too.
+        "schedule": "constant" if isinstance(scale, str) else schedule,
     }
 
 
-def build_backbone(config: dict[str, Any], rngs: nnx.Rngs) -> Any:
+def build_backbone(config: Fields, rngs: nnx.Rngs) -> Any:
     """The encoder, with adapters if the settings ask for them."""
+    # What adapters would be like is said of models without them, too.
+    options = scale_options(config)
     backbone = ViT(
         width=config["embed_dim"],
         depth=config["depth"],
@@ -63,10 +92,10 @@ def build_backbone(config: dict[str, Any], rngs: nnx.Rngs) -> Any:
     )
     if not config.get("adapt", False):
         return backbone
-    return adapters.apply(backbone, "patchwise_scale", **scale_options(config))
+    return adapters.apply(backbone, "patchwise_scale", **options)
 
 
-def build_autoencoder(config: dict[str, Any]) -> MaskedAutoencoder:
+def build_autoencoder(config: Fields) -> MaskedAutoencoder:
     """The masked autoencoder of a golden file's settings."""
     rngs = nnx.Rngs(0)
     backbone = build_backbone(config, rngs)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.golden_modules.fields import Fields
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc
 from vadapt.backbones.positions import relative_position_index
 from vadapt.partition import EVERYTHING, flatten, split, variables
@@ -18,6 +19,7 @@ from vadapt.weights.mae import MAE
 from vadapt.weights.tables import revert
 
 Arrays = dict[str, Any]
+WEIGHT_DECAY = 0.05  # of PAD's recipe, where a file does not state it
 
 
 def official(values: dict[str, Any]) -> Arrays:
@@ -28,11 +30,10 @@ def official(values: dict[str, Any]) -> Arrays:
     return reverted
 
 
-def training_steps(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def training_steps(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """Steps of the real train step on one batch, the masks given; dropout off."""
-    model = imported(
-        build_autoencoder({**config, "adapt": True, "patch_wise_scalar": True}), params
-    )
+    adapted = config | {"adapt": True, "patch_wise_scalar": True}
+    model = imported(build_autoencoder(adapted), params)
     parts = split(model)
     steps = config["epochs"] * config["steps_per_epoch"]
     late = (round(config["scale_epoch"] * config["epochs"]) + 1) * config["steps_per_epoch"]
@@ -89,9 +90,11 @@ def counts_in_training_steps(name: str, array: np.ndarray) -> np.ndarray:
     return counts
 
 
-def trainable_set(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def trainable_set(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    """Names that train and that decay; a layer has a learned scale where its tokens have none."""
     sizes = {"num_heads": 2, "decoder_num_heads": 2, "mlp_ratio": 4, "ln_eps": 1e-6}
-    model = build_autoencoder({**sizes, **config, "adapt": True})
+    sizes |= {"adapt": True, "adapt_scalar": "learnable_scalar"}
+    model = build_autoencoder(sizes | config)
     values = {path: value[...] for path, value in variables(model).items()}
     trains = set(official(flatten(split(model).trainable)))
     updated = {**flatten(split(model, EVERYTHING).trainable)}
@@ -101,12 +104,15 @@ def trainable_set(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arr
         "name": np.array(names),
         "numel": np.array([official(values)[name].size for name in names], np.int32),
         "trains": np.array([name in trains for name in names]),
-        "weight_decay": np.where([name in official(decayed) for name in names], 0.05, 0.0),
+        "weight_decay": WEIGHT_DECAY * np.array([name in official(decayed) for name in names]),
     }
 
 
-def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    """Rates and decays by name; the file gives the encoder's depth only, sizes do not matter."""
+def layer_decay_groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    """Rates and decays by name; the file gives the encoder's depth only, sizes do not matter.
+
+    Adapters, if there are some, are PAD's own, with a scale for every token.
+    """
     sizes = {
         "img_size": 8,
         "patch_size": 4,
@@ -118,8 +124,9 @@ def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -
         "mlp_ratio": 4,
         "ln_eps": 1e-6,
         "down_size": 4,
+        "patch_wise_scalar": True,
     }
-    parts = split(build_autoencoder({**sizes, **config}), EVERYTHING)
+    parts = split(build_autoencoder(sizes | config), EVERYTHING)
     leaves = flatten(parts.trainable)
     scales = flatten(layer_decay_scales(parts.trainable, config["layer_decay"]))
     decay = {
@@ -135,7 +142,7 @@ def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -
     }
 
 
-def relative_index(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def relative_index(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {"index": relative_position_index(tuple(config["window"]))}
 
 

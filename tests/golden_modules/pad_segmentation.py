@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests.golden_modules.pad_models import Arrays, imported, nhwc, scale_options
+from tests.golden_modules.fields import Fields, only, same
+from tests.golden_modules.pad_models import (
+    RELATIVE,
+    Arrays,
+    imported,
+    nhwc,
+    scale_options,
+    with_norms,
+)
 from vadapt import adapters
 from vadapt.backbones.vit import ViT
 from vadapt.heads.upernet import UPerNet
@@ -21,8 +29,9 @@ from vadapt.weights.tables import revert
 from vadapt.weights.upernet import PAD_SEGMENTER
 
 
-def slide_inference(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def slide_inference(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """The network that stands in: a convolution, times a factor of the place in the window."""
+    same(config, num_classes=len(inputs["w"]))
     kernel = inputs["w"].transpose(2, 3, 1, 0)
     factor = 1 + 0.5 * jnp.tanh(inputs["ramp"].transpose(1, 2, 0))
 
@@ -50,48 +59,53 @@ class Parts(nnx.Module):
         self.backbone, self.neck, self.head = backbone, neck, head
 
 
-def build_backbone(config: dict[str, Any]) -> ViT:
+def build_backbone(config: Fields) -> ViT:
     """The adapted trunk of a golden file's settings."""
+    only(config, act=("gelu_exact",))
+    own, shared = config["use_rel_pos_bias"], config.get("use_shared_rel_pos_bias", False)
     trunk = ViT(
         width=config["embed_dim"],
         depth=config["depth"],
         num_heads=config["num_heads"],
         patch_size=config["patch_size"],
         image_size=config["img_size"],
+        in_channels=config.get("in_chans", 3),
         mlp_ratio=config["mlp_ratio"],
         positions="learned" if config["use_abs_pos_emb"] else "none",
-        relative_positions="each" if config["use_rel_pos_bias"] else None,
+        relative_positions=RELATIVE[own, shared],
         qkv_bias=config["qkv_bias"],
         layer_scale=config["init_values"],
+        drop_path_rate=config.get("drop_path_rate", 0.0),
         norm_epsilon=config["ln_eps"],
         final_norm=False,
         rngs=nnx.Rngs(0),
     )
-    # A scale of 0 stands for the file's own.
-    settings = {key: value for key, value in config.items() if key != "init_value"}
-    return adapters.apply(trunk, "patchwise_scale", **scale_options(settings))
+    return adapters.apply(trunk, "patchwise_scale", **scale_options(config))
 
 
 DOUBLINGS = {16: (2, 1, 0, -1), 8: (1, 0, -1, -2)}
 
 
-def backbone(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def backbone(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     neck = Deconvolutions(
         config["embed_dim"],
         doublings=DOUBLINGS[config["patch_size"]],
         normed=False,
         rngs=nnx.Rngs(0),
     )
-    model = imported(Parts(build_backbone(config), neck), params)
+    model = with_norms(imported(Parts(build_backbone(config), neck), params), config)
     taps = sorted(config["out_indices"])
     maps = model.backbone.features(nhwc(inputs["x"]), taps, as_grid=True, norm=False)
     return {f"f{i}": x.transpose(0, 3, 1, 2) for i, x in enumerate(model.neck(maps))}
 
 
-def upernet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def upernet(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """The head and the FCN beside it, with their losses."""
     maps = [nhwc(inputs[f"f{i}"]) for i in range(sum(name[0] == "f" for name in inputs))]
     widths = config["in_channels"]
+    weight, auxiliary_weight = config.get("loss_weights", (1.0, 0.4))
+    if weight != 1.0:
+        raise ValueError(f"loss_weights[0] is {weight}; vadapt's UPerNet has no weight of its own")
     model = UPerNet(
         [widths] * len(maps) if isinstance(widths, int) else widths,
         config["num_classes"],
@@ -99,12 +113,14 @@ def upernet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
         pool_scales=config["pool_scales"],
         auxiliary=2 if "aux_channels" in config else None,
         auxiliary_channels=config.get("aux_channels", 0),
-        auxiliary_weight=config.get("loss_weights", [1.0, 0.4])[1],
+        auxiliary_weight=auxiliary_weight,
+        ignore=config.get("ignore_index", 255),
+        align_corners=config.get("align_corners", False),
         rngs=nnx.Rngs(0),
     )
     whole = any(name.startswith("decode_head.") for name in params)
     named = params if whole else {f"decode_head.{k}": v for k, v in params.items()}
-    head = imported(Parts(head=model), named).head
+    head = with_norms(imported(Parts(head=model), named), config).head
     found = head(maps)
     outputs = {"logits": found.logits.transpose(0, 3, 1, 2)}
     if "labels" not in inputs:
@@ -119,7 +135,7 @@ def upernet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     }
 
 
-def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def layer_decay_groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """Rates and decays by name; the file gives the depth only, and heads that stand in."""
     sizes = {
         "embed_dim": 8,
@@ -136,7 +152,7 @@ def layer_decay_groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -
         "patch_wise_scalar": True,
     }
     model = Parts(
-        build_backbone({**sizes, "depth": config["depth"]}),
+        build_backbone(sizes | config),
         Deconvolutions(8, normed=False, rngs=nnx.Rngs(0)),
     )
     values = {path: value[...] for path, value in variables(model).items()}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
+from tests.golden_modules.fields import Fields, same
 from vadapt.adapters.lora import LoraLinear, LowRank
 from vadapt.weights.load import with_arrays
 
 Arrays = dict[str, Any]
 
 
-def lora_layer(config: dict[str, Any], params: Arrays) -> LoraLinear:
+def lora_layer(config: Mapping[str, Any], params: Arrays) -> LoraLinear:
     """The layer of a golden file; the original stacks the parts' rows."""
     inputs, outputs, rank = config["in_features"], config["out_features"], config["r"]
+    same(config, scaling=config["alpha"] / rank)
     enabled = config.get("enable_lora", [True])
     parts = tuple(i for i, on in enumerate(enabled) if on)
     rngs = nnx.Rngs(0)
@@ -29,7 +32,7 @@ def lora_layer(config: dict[str, Any], params: Arrays) -> LoraLinear:
     return with_arrays(LoraLinear(nnx.Linear(inputs, outputs, rngs=rngs), lora), values)
 
 
-def lora(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def lora(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {"y": lora_layer(config, params)(inputs["x"])}
 
 

@@ -5,7 +5,9 @@ from tests.golden_modules import (
     rein_backbones,
     rein_data,
     rein_head,
+    rein_loss,
     rein_recipe,
+    rein_system,
 )
 
 MODULES = {
@@ -13,5 +15,7 @@ MODULES = {
     **rein_adapter.MODULES,
     **rein_data.MODULES,
     **rein_head.MODULES,
+    **rein_loss.MODULES,
     **rein_recipe.MODULES,
+    **rein_system.MODULES,
 }

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
 from tests.golden_modules.rein_backbones import (
     build_clip,
@@ -37,20 +38,36 @@ class Grafted(nnx.Module):
         self.adapter = adapter
 
 
-def rein_options(config: dict[str, Any]) -> dict[str, Any]:
+def rein_options(config: Fields) -> dict[str, Any]:
     """The options of `rein.apply` from the original's settings."""
+    only(config, type=("Reins", "LoRAReins"))
+    kind = config.get("type", "LoRAReins" if "lora_dim" in config else "Reins")
+    query_width = config.get("query_dims", 256)
     return {
-        "num_tokens": config["token_length"],
-        "rank": config.get("lora_dim"),
-        "query_width": config["query_dims"] if config["link_token_to_query"] else None,
+        "num_tokens": config.get("token_length", 100),
+        "rank": config.get("lora_dim", 16) if kind == "LoRAReins" else None,
+        "query_width": query_width if config["link_token_to_query"] else None,
         "softmax": config.get("use_softmax", True),
         "start": "zero" if config.get("zero_mlp_delta_f", False) else "released",
         "scale": config.get("scale_init", 0.001),
-        "patch_size": config["patch_size"],
+        "patch_size": config.get("patch_size", 16),
     }
 
 
-def reins(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def grafted(trunk: Any, config: Fields, **options: Any) -> Any:
+    """A trunk with Rein by its settings, which say how many layers it has and how wide they are."""
+    settings = config["reins_config"]
+    model = rein.apply(trunk, **rein_options(settings), **options)
+    if isinstance(model, Staged):
+        stages = zip(config["distinct_cfgs"], model.adapter, model.widths, strict=True)
+    else:
+        stages = [(settings, model.adapter, model.width)]
+    for sizes, adapter, width in stages:
+        same(sizes, num_layers=len(adapter.layers), embed_dims=width)
+    return model
+
+
+def reins(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """Every layer's features pass through its Rein; blocks that do nothing stand before."""
     layers = range(config["num_layers"])
     adapter = rein.Rein(
@@ -71,56 +88,60 @@ def reins(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
 
 def adapted(
     trunk: Any,
-    config: dict[str, Any],
+    config: Fields,
     params: Arrays,
     inputs: Arrays,
     **options: Any,
 ) -> Arrays:
     """Maps and queries of a trunk with Rein; stages give maps of four sizes themselves."""
-    adapter = rein_options(config["reins_config"])
-    model = imported(rein.apply(trunk, **adapter, **options), params)
+    model = imported(grafted(trunk, config, **options), params)
     taps, staged = sorted(config["out_indices"]), isinstance(trunk, Staged)
     maps = model.features(nhwc(inputs["image"]), taps, as_grid=True, norm=staged)
     maps = {f"feat{i}": nchw(x) for i, x in enumerate(maps if staged else pyramid(maps))}
-    linked = adapter["query_width"] is not None
-    return {**maps, "query": rein.queries(model)} if linked else maps
+    return {**maps, **linked_queries(model, config)}
 
 
-def dinov2(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    return adapted(build_dinov2(config), config, params, inputs)
+def linked_queries(model: Any, config: Fields) -> Arrays:
+    """The queries of a trunk whose tokens are linked to some."""
+    return {"query": rein.queries(model)} if config["reins_config"]["link_token_to_query"] else {}
 
 
-def eva02(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def dinov2(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    return adapted(build_dinov2(config, params), config, params, inputs)
+
+
+def eva02(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return adapted(build_eva02(config), config, params, inputs)
 
 
-def sam(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def sam(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     layers = config["global_attn_indexes"]
     return adapted(build_sam(config), config, params, inputs, layers=layers)
 
 
-def convnext(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def convnext(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return adapted(build_convnext(config), config, params, inputs)
 
 
-def resnet(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def resnet(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return adapted(build_resnet(config), config, params, inputs)
 
 
-def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def clip(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(config, get_embeddings=(False,))
     trunk = build_clip(config).backbone
     model = Parts(
-        rein.apply(trunk, **rein_options(config["reins_config"])),
+        grafted(trunk, config),
         Deconvolutions(config["width"], rngs=nnx.Rngs(0)),
     )
     model = imported(model, params)
     taps = sorted(config["out_indices"])
     maps = model.backbone.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
     feats = {f"feat{i}": nchw(x) for i, x in enumerate(model.neck(maps))}
-    return {**feats, "query": rein.queries(model.backbone)}
+    return {**feats, **linked_queries(model.backbone, config)}
 
 
-def multi_level_neck(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def multi_level_neck(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     neck = MultiLevelNeck(
         config["in_channels"],
         config["out_channels"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from tests.golden_modules.fields import Fields, only, same
+from tests.golden_modules.pad_models import RELATIVE, Arrays, imported, nhwc
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.families import CLIP, DINOV2
 from vadapt.backbones.layers import swiglu_hidden
@@ -27,8 +30,11 @@ def nchw(maps: Any) -> Any:
     return jnp.moveaxis(maps, -1, 1)
 
 
-def build_dinov2(config: dict[str, Any]) -> ViT:
-    """The trunk of a golden file's settings; `block_chunks` is in the parameters' names."""
+def build_dinov2(config: Fields, params: Arrays) -> ViT:
+    """The trunk of a golden file's settings; blocks in chunks have names such as `blocks.0.3`."""
+    chunked = any(re.search(r"\bblocks\.\d+\.\d+\.", name) for name in params)
+    if (config.get("block_chunks", int(chunked)) > 0) != chunked:
+        raise ValueError(f"block_chunks is {config['block_chunks']}, unlike the parameters' names")
     swiglu = SWIGLU[config.get("ffn_layer", "mlp")]
     hidden = int(config["embed_dim"] * config.get("mlp_ratio", 4))
     return ViT(
@@ -51,16 +57,17 @@ def build_dinov2(config: dict[str, Any]) -> ViT:
     )
 
 
-def dinov2(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    model = imported(build_dinov2(config), params)
+def dinov2(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    model = imported(build_dinov2(config, params), params)
     taps = sorted(config["out_indices"])
     maps = model.features(nhwc(inputs["image"]), taps, as_grid=True, norm=False)
     return {f"feat{i}": nchw(x) for i, x in enumerate(pyramid(maps))}
 
 
-def build_clip(config: dict[str, Any]) -> Tower:
+def build_clip(config: Fields) -> Tower:
     """The trunk, with a last norm and a projection only where embeddings are asked for."""
     rngs = nnx.Rngs(0)
+    embeds, projection = config["get_embeddings"], config["output_dim"]
     backbone = ViT(
         **CLIP,
         width=config["width"],
@@ -70,13 +77,14 @@ def build_clip(config: dict[str, Any]) -> Tower:
         image_size=config["input_resolution"],
         position_resize="linear",
         class_token_twice=True,
-        final_norm=config["get_embeddings"],
+        final_norm=embeds,
+        drop_path_rate=config.get("drop_path_rate", 0.0),
         rngs=rngs,
     )
-    return Tower(backbone, config["output_dim"] if config["get_embeddings"] else None, rngs=rngs)
+    return Tower(backbone, projection if embeds else None, rngs=rngs)
 
 
-def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def clip(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     tower = imported(build_clip(config), params)
     images = nhwc(inputs["image"])
     taps = sorted(config["out_indices"])
@@ -89,13 +97,12 @@ def clip(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return outputs
 
 
-def build_eva02(config: dict[str, Any]) -> ViT:
+def build_eva02(config: Fields) -> ViT:
     """The trunk; its rotary tables are computed, whatever the file says of them."""
-    relative = {
-        (True, False): "each",
-        (False, True): "shared",
-        (False, False): None,
-    }[config["use_rel_pos_bias"], config["use_shared_rel_pos_bias"]]
+    only(config, xattn=(True, False))  # faster attention, the same numbers
+    norm, extent = config["norm_layer"], config["pt_hw_seq_len"]
+    only(norm, type=("LN",), requires_grad=(True, False))  # the trunk is frozen
+    own, shared = config["use_rel_pos_bias"], config["use_shared_rel_pos_bias"]
     return ViT(
         width=config["embed_dim"],
         depth=config["depth"],
@@ -108,18 +115,19 @@ def build_eva02(config: dict[str, Any]) -> ViT:
         mlp_norm=config["subln"],
         positions="learned" if config["use_abs_pos_emb"] else "none",
         rotary="pairs" if config["rope"] else None,
-        rotary_extent=config["pt_hw_seq_len"] if config["intp_freq"] else None,
-        relative_positions=relative,
+        rotary_extent=extent if config["intp_freq"] else None,
+        relative_positions=RELATIVE[own, shared],
         qkv_bias=config["qkv_bias"],
         key_bias=False,
         layer_scale=config["init_values"],
-        norm_epsilon=config["norm_layer"]["eps"],
+        drop_path_rate=config.get("drop_path_rate", 0.0),
+        norm_epsilon=norm["eps"],
         final_norm=False,
         rngs=nnx.Rngs(0),
     )
 
 
-def build_sam(config: dict[str, Any]) -> SAMEncoder:
+def build_sam(config: Fields) -> SAMEncoder:
     """The trunk; the tables of its global blocks have 4 g - 1 rows for a grid of g."""
     return SAMEncoder(
         width=config["embed_dim"],
@@ -139,17 +147,22 @@ def build_sam(config: dict[str, Any]) -> SAMEncoder:
     )
 
 
-def build_convnext(config: dict[str, Any]) -> ConvNeXt:
+def build_convnext(config: Fields) -> ConvNeXt:
+    only(config, gap_before_final_norm=(False,))
     return ConvNeXt(
         depths=config["arch"]["depths"],
         widths=config["arch"]["channels"],
         layer_scale=config["layer_scale_init_value"],
         normed=config["out_indices"],
+        drop_path_rate=config.get("drop_path_rate", 0.0),
         rngs=nnx.Rngs(0),
     )
 
 
-def build_resnet(config: dict[str, Any]) -> ResNet:
+def build_resnet(config: Fields) -> ResNet:
+    """The trunk; frozen, it takes its norms' stored statistics, whatever `norm_eval` says."""
+    only(config, num_stages=(4,), style=("pytorch",), norm_eval=(True, False))
+    only(config["norm_cfg"], type=("BN", "SyncBN"), requires_grad=(True, False))
     return ResNet(
         config["depth"],
         base_width=config["base_channels"],
@@ -162,7 +175,8 @@ def build_resnet(config: dict[str, Any]) -> ResNet:
     )
 
 
-def interpolate_positions(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def interpolate_positions(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    same(config, embed_dim=params["pos_embed"].shape[-1])
     grid, patch = config["grid"], config["patch_size"]
     return {
         f"pos_{height}x{width}": resize_table(
@@ -175,15 +189,17 @@ def interpolate_positions(config: dict[str, Any], params: Arrays, inputs: Arrays
     }
 
 
-def convert(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def convert(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    kernel, table = inputs["patch_embed_proj_weight"], inputs["pos_embed"]
+    same(config, kernel_from=kernel.shape[-1], grid_from=math.isqrt(table.shape[1] - 1))
     files = {
-        "patch_embed.proj.weight": inputs["patch_embed_proj_weight"],
-        "pos_embed": inputs["pos_embed"],
+        "patch_embed.proj.weight": kernel,
+        "pos_embed": table,
     }
     rows, columns = config["grid_to"]
     side = config["kernel_to"]
     model = ViT(
-        width=inputs["pos_embed"].shape[-1],
+        width=table.shape[-1],
         depth=0,
         num_heads=1,
         patch_size=side,

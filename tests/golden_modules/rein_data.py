@@ -7,9 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tests.golden_modules.fields import Fields, same
 from tests.golden_modules.pad_models import Arrays, nhwc
 from vadapt.data.label_maps import CITYSCAPES_IDS, IGNORE, lookup_table, mapillary_ids
-from vadapt.data.photometric import PhotometricDraws, distort
+from vadapt.data.photometric import PhotometricDistortion, PhotometricDraws, distort
 from vadapt.data.segmentation_transforms import balanced_offset, short_edge_size
 from vadapt.metrics.segmentation import Confusion, domain_scores
 from vadapt.tasks.sliding import slide
@@ -18,33 +19,48 @@ from vadapt.tasks.sliding import slide
 METRICS = {"aAcc": "aacc", "mIoU": "miou", "mAcc": "macc"}
 
 
-def read_draws(draws: list[list[Any]]) -> PhotometricDraws:
-    """The original's draws in order: a coin before each step, and the step's number if it fell."""
-    values = iter(value for _, _, value in draws)
+def read_draws(draws: list[list[Any]], ranges: PhotometricDistortion) -> PhotometricDraws:
+    """The original's draws in order: a coin before each step, and the step's number if it fell.
 
-    def maybe() -> Any:
-        return next(values) if next(values) else None
+    Raises:
+        ValueError: a number was drawn from another range than the distortion's.
+    """
+    drawn = iter(draws)
 
-    brightness = maybe()
-    contrast_last = next(values) == 0
-    contrast = None if contrast_last else maybe()
-    saturation, hue = maybe(), maybe()
-    return PhotometricDraws(
-        brightness, maybe() if contrast_last else contrast, contrast_last, saturation, hue
-    )
+    def maybe(*expected: float) -> Any:
+        if not next(drawn)[2]:
+            return None
+        _, limits, value = next(drawn)
+        if tuple(limits) != expected:
+            raise ValueError(f"{value} was drawn from {limits}, not from {expected}")
+        return value
+
+    brightness = maybe(-ranges.brightness, ranges.brightness)
+    contrast_last = next(drawn)[2] == 0
+    contrast = None if contrast_last else maybe(*ranges.contrast)
+    saturation = maybe(*ranges.saturation)
+    hue = maybe(-ranges.hue, ranges.hue)
+    contrast = maybe(*ranges.contrast) if contrast_last else contrast
+    return PhotometricDraws(brightness, contrast, contrast_last, saturation, hue)
 
 
-def photometric(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def photometric(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     images = np.asarray(inputs["image_bgr"]).astype(np.uint8)[..., ::-1]
+    ranges = PhotometricDistortion(
+        brightness=config["brightness_delta"],
+        contrast=tuple(config["contrast_range"]),
+        saturation=tuple(config["saturation_range"]),
+        hue=config["hue_delta"],
+    )
     distorted = [
-        distort(image, read_draws(draws))
+        distort(image, read_draws(draws, ranges))
         for image, draws in zip(images, config["draws"], strict=True)
     ]
     # As floats: the file's tolerance of one grey level holds for numbers, not for ids.
     return {"image_bgr": np.stack(distorted)[..., ::-1].astype(np.float32)}
 
 
-def random_crop(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def random_crop(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     height, width = config["crop_size"]
     boxes = []
     for label, draws in zip(np.asarray(inputs["seg"]), config["draws"], strict=True):
@@ -54,12 +70,13 @@ def random_crop(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Array
     return {"bbox_y1_y2_x1_x2": np.array(boxes)}
 
 
-def short_edge(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def short_edge(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     cases = np.asarray(inputs["h_w_short"]).tolist()
+    same(config, cases=cases)
     return {"h_w": np.array([short_edge_size(*case, config["max_size"]) for case in cases])}
 
 
-def label_maps(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def label_maps(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     names = config["mapillary_names"]
     tables = {
         "gta": lookup_table(CITYSCAPES_IDS, 19, rest=IGNORE)[:256],
@@ -68,7 +85,7 @@ def label_maps(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays
     return {name: table.astype(np.int32) for name, table in tables.items()}
 
 
-def domain_iou(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def domain_iou(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """The original finds a sample's data set by the first key in its path, else "unknown"."""
     states: dict[str, Confusion] = {}
     for path, prediction, target in zip(config["paths"], inputs["pred"], inputs["gt"], strict=True):
@@ -81,14 +98,14 @@ def domain_iou(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays
         decimals=2,
     )
     return {
-        f"{name}_{theirs}": jnp.float32(scores[f"{name}/{ours}"])
+        f"{name}_{theirs}".replace("/", "_"): jnp.float32(scores[f"{name}/{ours}"])
         for name in (*states, "mean")
         for theirs, ours in METRICS.items()
         if f"{name}/{ours}" in scores
     }
 
 
-def slide_merge(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def slide_merge(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     def score(images: Any) -> Any:
         rows = jnp.arange(float(images.shape[1]))[None, :, None, None]
         columns = jnp.arange(float(images.shape[2]))[None, None, :, None]

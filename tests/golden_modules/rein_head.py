@@ -1,24 +1,20 @@
-"""Golden cases of Rein's head: its attention, pixel decoder, decoder, losses and scores."""
+"""Golden cases of Rein's head: its attention, pixel decoder, decoder and scores."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
-from tests.golden_modules.rein_adapter import rein_options
-from tests.golden_modules.rein_backbones import build_dinov2, nchw
-from vadapt.adapters import rein
+from tests.golden_modules.rein_backbones import nchw
+from tests.golden_modules.rein_loss import settings_of_head
 from vadapt.backbones.positions import sine_positions
 from vadapt.heads.mask2former import Mask2FormerHead, semantic_scores
-from vadapt.heads.pixel_decoder import DeformableAttention, PixelDecoder, Sizes
+from vadapt.heads.pixel_decoder import NUM_LEVELS, DeformableAttention, PixelDecoder, Sizes
 from vadapt.kernels.deformable_attention import deformable_attention
-from vadapt.losses import mask2former as losses
-from vadapt.necks.pyramid import pyramid
 
 
 class Headed(nnx.Module):
@@ -35,7 +31,9 @@ class Holder(nnx.Module):
         setattr(self, name, part)
 
 
-def attend(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def attend(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    *_, heads, width = inputs["value"].shape
+    same(config, num_heads=heads, head_dim=width, num_points=inputs["attention_weights"].shape[-1])
     read = deformable_attention(
         inputs["value"],
         [(rows, columns) for rows, columns in config["spatial_shapes"]],
@@ -45,7 +43,7 @@ def attend(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return {"output": rearrange(read, "b q h d -> b q (h d)")}
 
 
-def attention_module(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def attention_module(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     layer = DeformableAttention(
         config["embed_dims"],
         config["num_heads"],
@@ -62,30 +60,65 @@ def attention_module(config: dict[str, Any], params: Arrays, inputs: Arrays) -> 
     return {"output": attention(inputs["query"], inputs["query_pos"], references, sizes)}
 
 
-def positions(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def positions(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     grid = (config["H"], config["W"])
-    table = sine_positions(2 * config["num_feats"], grid, temperature=config["temperature"])
+    extent = config["scale"]
+    table = sine_positions(
+        2 * config["num_feats"],
+        grid,
+        temperature=config["temperature"],
+        extent=extent if config["normalize"] else None,
+        epsilon=config["eps"],
+    )
     return {"pos": nchw(table[None])}
 
 
-def decoder_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of `PixelDecoder` from the original's settings."""
-    layer = config["encoder"]["layer_cfg"]
+def check_positions(config: Fields, width: int) -> None:
+    """Refuse sine encodings other than the decoders'."""
+    same(config, num_feats=width // 2)
+    only(config, normalize=(True,))
+
+
+def mlp_hidden(config: Fields, width: int) -> int:
+    """Hidden width of a feed-forward."""
+    same(config, embed_dims=width)
+    only(config, num_fcs=(2,), ffn_drop=(0.0,), dropout_layer=(None,), add_identity=(True,))
+    only(config["act_cfg"], type=("ReLU",), inplace=(True, False))  # the same numbers
+    return config["feedforward_channels"]
+
+
+def decoder_options(config: Fields, width: int) -> dict[str, Any]:
+    """The options of `PixelDecoder` from the original's settings, for features of a width."""
+    encoder, norm, strides = config["encoder"], config["norm_cfg"], config["strides"]
+    layer = encoder["layer_cfg"]
+    attention = layer["self_attn_cfg"]
+    only(config, type=("mmdet.MSDeformAttnPixelDecoder",), num_outs=(NUM_LEVELS,))
+    only(norm, type=("GN",))
+    only(config["act_cfg"], type=("ReLU",))
+    only(encoder, init_cfg=(None,))
+    same(attention, embed_dims=width)
+    only(attention, num_levels=(NUM_LEVELS,), dropout=(0.0,), batch_first=(True,))
+    only(attention, norm_cfg=(None,), init_cfg=(None,))
+    only(attention, im2col_step=(64,))  # how much is computed at a time
+    check_positions(config["positional_encoding"], width)
+    # They scale places and sides alike, so that their order is all that matters.
+    if len(strides) != NUM_LEVELS + 1 or strides != sorted(strides):
+        raise ValueError(f"strides are {strides}; vadapt takes {NUM_LEVELS + 1}, fine to coarse")
     return {
-        "depth": config["encoder"]["num_layers"],
-        "num_heads": layer["self_attn_cfg"]["num_heads"],
-        "hidden": layer["ffn_cfg"]["feedforward_channels"],
-        "num_points": layer["self_attn_cfg"]["num_points"],
-        "num_groups": config["norm_cfg"]["num_groups"],
+        "depth": encoder["num_layers"],
+        "num_heads": attention["num_heads"],
+        "hidden": mlp_hidden(layer["ffn_cfg"], width),
+        "num_points": attention["num_points"],
+        "num_groups": norm["num_groups"],
     }
 
 
-def pixel_decoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def pixel_decoder(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     decoder = PixelDecoder(
         config["in_channels"],
         width=config["feat_channels"],
         outputs=config["out_channels"],
-        **decoder_options(config),
+        **decoder_options(config, config["feat_channels"]),
         rngs=nnx.Rngs(0),
     )
     named = {f"decode_head.pixel_decoder.{name}": value for name, value in params.items()}
@@ -96,33 +129,52 @@ def pixel_decoder(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arr
 
 
 def feature_maps(inputs: Arrays) -> list[Any]:
-    return [nhwc(inputs[f"feat{i}"]) for i in range(4)]
+    number = sum(name.startswith("feat") for name in inputs)
+    return [nhwc(inputs[f"feat{i}"]) for i in range(number)]
 
 
-def build_head(config: dict[str, Any], linked: bool) -> Mask2FormerHead:
-    """The head of a golden file's settings."""
-    encoder = decoder_options(config["pixel_decoder"])
-    decoder = config["transformer_decoder"]
+def attention_heads(config: Fields, width: int) -> int:
+    """Heads of an attention of the decoder."""
+    same(config, embed_dims=width)
+    only(config, attn_drop=(0.0,), proj_drop=(0.0,), dropout_layer=(None,), batch_first=(True,))
+    return config["num_heads"]
+
+
+def build_head(config: Fields, linked: bool) -> Mask2FormerHead:
+    """The head of a golden file's settings, those of its loss included."""
+    width, decoder = config["feat_channels"], config["transformer_decoder"]
+    encoder, layer = decoder_options(config["pixel_decoder"], width), decoder["layer_cfg"]
+    heads = attention_heads(layer["self_attn_cfg"], width)
+    same(layer["cross_attn_cfg"], num_heads=heads)
+    attention_heads(layer["cross_attn_cfg"], width)
+    only(config, num_transformer_feat_level=(NUM_LEVELS,), align_corners=(False,))
+    only(config, enforce_decoder_input_project=(False,))
+    only(decoder, return_intermediate=(True,), init_cfg=(None,))
+    check_positions(config["positional_encoding"], width)
+    if not linked:
+        only(config, replace_query_feat=(False,))
     return Mask2FormerHead(
         config["in_channels"],
         config["num_classes"],
         num_queries=config["num_queries"],
         linked=linked,
         replace_query_feat=config.get("replace_query_feat", False),
-        width=config["feat_channels"],
+        width=width,
         outputs=config["out_channels"],
         depth=decoder["num_layers"],
-        num_heads=decoder["layer_cfg"]["self_attn_cfg"]["num_heads"],
-        hidden=decoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"],
+        num_heads=heads,
+        hidden=mlp_hidden(layer["ffn_cfg"], width),
         encoder_depth=encoder["depth"],
+        encoder_heads=encoder["num_heads"],
         encoder_hidden=encoder["hidden"],
         num_points=encoder["num_points"],
         num_groups=encoder["num_groups"],
+        loss_points=settings_of_head(config).num_points,
         rngs=nnx.Rngs(0),
     )
 
 
-def head(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def head(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     queries = inputs.get("query")
     model = Headed(build_head(config, linked=queries is not None))
     model = imported(model, {f"decode_head.{name}": value for name, value in params.items()})
@@ -131,140 +183,9 @@ def head(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     return {**outputs, **{f"mask{i}": masks for i, masks in enumerate(found.masks)}}
 
 
-def loss_settings(config: dict[str, Any]) -> losses.Settings:
-    """The loss of a golden file's settings."""
-    weights = config["weights"]
-    assert weights == config["match_weights"]
-    return losses.Settings(
-        num_points=config["num_points"],
-        oversampling=config["oversample_ratio"],
-        importance=config["importance_sample_ratio"],
-        class_weight=weights["cls"],
-        mask_weight=weights["mask"],
-        dice_weight=weights["dice"],
-        no_object=config["class_weight"][-1],
-    )
-
-
-def by_class(rows: Any, queries: Any, present: Any) -> Any:
-    """Rows in the order of images, then of matched queries, as [b, k, ...]; zero elsewhere."""
-    b, k = present.shape
-    order = jnp.where(present, queries, jnp.iinfo(jnp.int32).max)
-    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
-    counts = present.sum(axis=1)
-    before = jnp.cumsum(counts) - counts
-    number = jnp.where(present, rank + before[:, None], len(rows))
-    filled = jnp.concatenate([rows, jnp.zeros((1, *rows.shape[1:]), rows.dtype)])
-    return filled[number.reshape(-1)].reshape(b, k, *rows.shape[1:])
-
-
-def assigned(queries: Any, present: Any, num_queries: int) -> Any:
-    """For each query the place of its class among those present, from 1; 0 for no object."""
-    places = jnp.where(present, jnp.cumsum(present, axis=1), 0)
-    hot = queries[..., None] == jnp.arange(num_queries)[None, None]
-    return jnp.where(hot, places[..., None], 0).sum(axis=1)
-
-
-def layer_loss(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    """One prediction's terms; costs have a column for each class of an image, as in the file."""
-    classes, masks, labels = inputs["cls"], inputs["mask"], inputs["gt"]
-    settings = loss_settings(config)
-    present = losses.classes_present(labels, config["num_classes"])
-    matching = inputs["match_points"]
-    costs = losses.matching_cost(classes, masks, matching, labels, settings)
-    queries = losses.match(costs, present)
-    drawn = points_by_class(inputs, "", queries, present)
-    points = losses.Points(*(x[None] for x in drawn))
-    found = losses.mask2former_loss(
-        classes[None], masks[None], labels, points=points, settings=settings
-    )
-    numbers = assigned(queries, present, config["num_queries"])
-    taken = jnp.stack([mask[query] for mask, query in zip(masks, queries, strict=True)])
-    where = losses.uncertain_points(taken, drawn, settings)
-    outputs = {**found, "loss_points": by_query(where, queries, np.asarray(labels))}
-    for i, there in enumerate(classes_of(np.asarray(labels))):
-        outputs[f"cost{i}"] = costs[i][:, there]
-        outputs[f"assigned_gt_plus1_{i}"] = numbers[i]
-    return outputs
-
-
-def classes_of(labels: np.ndarray) -> list[np.ndarray]:
-    """The classes of each image, ascending."""
-    return [np.setdiff1d(image, 255) for image in labels]
-
-
-def by_query(rows: Any, queries: Any, labels: np.ndarray) -> Any:
-    """Rows of classes that are there, [b, k, ...], in the order of images, then of queries."""
-    return jnp.concatenate(
-        [
-            rows[i][there[jnp.argsort(queries[i][there])]]
-            for i, there in enumerate(map(jnp.asarray, classes_of(labels)))
-        ]
-    )
-
-
-def points_by_class(inputs: Arrays, prefix: str, queries: Any, present: Any) -> losses.Points:
-    """A file's points for one prediction."""
-    candidates, others = (
-        by_class(inputs[f"{prefix}{name}_points"], queries, present)
-        for name in ("candidate", "random")
-    )
-    return losses.Points(inputs[f"{prefix}match_points"], candidates, others)
-
-
-def scores(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def scores(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     found = semantic_scores(inputs["cls"], inputs["mask"], tuple(config["img_shape"]))
     return {"seg_logits": nchw(found)}
-
-
-class Segmenter(nnx.Module):
-    """A grafted trunk and the head that its queries go to."""
-
-    def __init__(self, config: dict[str, Any]):
-        trunk = build_dinov2(config["backbone"])
-        options = rein_options(config["backbone"]["reins_config"])
-        self.taps = sorted(config["backbone"]["out_indices"])
-        self.backbone = rein.apply(trunk, **options)
-        self.head = build_head(config["decode_head"], linked=True)
-
-    def __call__(self, images: Any) -> Any:
-        maps = self.backbone.features(images, self.taps, as_grid=True, norm=False)
-        return self.head(pyramid(maps), rein.queries(self.backbone))
-
-
-def train_step(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    """All terms of a whole model's loss, with the file's points for each prediction."""
-    head, labels = config["decode_head"], inputs["gt"]
-    found = imported(Segmenter(config), params)(nhwc(inputs["image"]))
-    settings = settings_of_head(head)
-    present = losses.classes_present(labels, head["num_classes"])
-    points, numbers = [], []
-    for i, (classes, masks) in enumerate(zip(*found, strict=True)):
-        matching = inputs[f"layer{i}/match_points"]
-        costs = losses.matching_cost(classes, masks, matching, labels, settings)
-        queries = losses.match(costs, present)
-        points.append(points_by_class(inputs, f"layer{i}/", queries, present))
-        numbers.append(assigned(queries, present, head["num_queries"]))
-    points = losses.Points(*(jnp.stack(kind) for kind in zip(*points, strict=True)))
-    terms = losses.mask2former_loss(*found, labels, points=points, settings=settings)
-    named = {f"decode_{name.replace('.', '_')}": value for name, value in terms.items()}
-    return {**named, "total": sum(terms.values()), "assigned_gt_plus1": jnp.stack(numbers)}
-
-
-def settings_of_head(config: dict[str, Any]) -> losses.Settings:
-    """The loss of a whole model's settings; costs weigh what terms do."""
-    train = config["train_cfg"]
-    terms = [config[f"loss_{name}"]["loss_weight"] for name in ("cls", "mask", "dice")]
-    assert [cost["weight"] for cost in train["assigner"]["match_costs"]] == terms
-    return losses.Settings(
-        num_points=train["num_points"],
-        oversampling=train["oversample_ratio"],
-        importance=train["importance_sample_ratio"],
-        class_weight=terms[0],
-        mask_weight=terms[1],
-        dice_weight=terms[2],
-        no_object=config["loss_cls"]["class_weight"][-1],
-    )
 
 
 MODULES = {
@@ -274,7 +195,5 @@ MODULES = {
     "MSDeformAttnPixelDecoder": pixel_decoder,
     "ReinMask2FormerHead": head,
     "Mask2FormerHead": head,
-    "Mask2FormerHead._loss_by_feat_single": layer_loss,
     "semantic_inference": scores,
-    "EncoderDecoder(loss)": train_step,
 }

@@ -1,61 +1,78 @@
-"""Golden cases of Rein's recipe: rates over the steps, what decays, and inference of the whole."""
+"""Golden cases of Rein's recipe: rates over the steps, and what decays."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from tests.golden_modules.pad_models import Arrays, imported, nhwc
-from tests.golden_modules.rein_head import Segmenter
-from vadapt.tasks.sliding import Inference
-from vadapt.training.optim import warmup_polynomial
+from tests.golden_modules.fields import Fields, only, same
+from tests.golden_modules.pad_models import Arrays
+from vadapt.training.optim import decay_mask, rate_factors, warmup_polynomial
 from vadapt.weights.dinov2 import DINOV2
 from vadapt.weights.rein import REIN, with_rein
 
-# What does not decay, by vadapt's paths: norms, tokens, embeddings of queries and levels.
-UNDECAYED = r".*(norm|norms)(/.*|\d)|.*/(tokens(_[ab])?|scale|level_embed|query_embed)"
+# vadapt's patterns for what the original finds by a part of its names.
+PARTS = {
+    "norm": r"head/(.*/)?(norms/\d+|post_norm)/.*",
+    "query_embed": "head/query_embed",
+    "level_embed": "head/level_embed",
+    "learnable_tokens": r"adapter/(\d+/)?tokens(_[ab])?",
+    "reins.scale": "adapter/scale",
+    "pixel_decoder": "head/pixel_decoder/.*",
+}
+NORMS = r".*(norm|norms)(/.*|\d)"  # by what they are, whatever the original calls them
 
 
-def schedule(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def schedule(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     *before, poly = config["schedulers"]
+    if len(before) > 1:
+        raise ValueError(f"{len(before)} schedulers before the last; vadapt has one warm-up")
+    for linear in before:
+        only(linear, type=("LinearLR",), begin=(0,))
+    warmup, start = (before[0]["end"], before[0]["start_factor"]) if before else (0, 1.0)
+    only(poly, type=("PolyLR",))
+    same(poly, begin=warmup)
+    same(config, at=np.asarray(inputs["iteration"]).tolist())
+    if max(config["at"]) >= config["total"]:
+        raise ValueError(f"rates at {config['at']} of {config['total']} steps")
     rate = warmup_polynomial(
         jnp.asarray(inputs["iteration"], jnp.float32),
         peak=config["base_lr"],
         end=poly["eta_min"],
-        warmup=before[0]["end"] if before else 0,
+        warmup=warmup,
         total=poly["end"],
         power=poly["power"],
-        start=before[0]["start_factor"] if before else 1.0,
+        start=start,
     )
     return {"lr": rate}
 
 
-def groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
+def groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """How many names of each kind our rules call so; the file lists rates and decays by name."""
-    table = with_rein(DINOV2)
+    table, optimized = with_rein(DINOV2), config["optimized"]
+    names = optimized.names()
+    low_rank = any("learnable_tokens_a" in name for name in names)
+    same(config, reins_type="LoRAReins" if low_rank else "Reins")
 
-    def path(name: str) -> str | None:
+    def path(name: str) -> str:
         found = table.find(name.removeprefix("backbone.")) or REIN.find(name)
-        return found[0] if found else None
+        return found[0] if found else ""
 
-    def rates(path: str) -> list[float]:
-        decays = not re.fullmatch(UNDECAYED, path)
-        return [config["lr"], config["weight_decay"] * decays]
-
-    places = {name: path(name) for name in (*config["optimized"], *config["frozen"])}
+    places = {name: path(name) for name in (*names, *config["frozen"])}
     trained = {
-        name: rates(place)
+        name: place
         for name, place in places.items()
-        if place is not None and place.startswith(("adapter/", "head/"))
+        if place.startswith(("adapter/", "neck/", "head/"))
     }
-    wrong = {
-        name: (rate, config["optimized"].get(name))
-        for name, rate in trained.items()
-        if config["optimized"].get(name) != rate
-    }
+    factors, decayed = optimizer_rules(config, sorted(trained.values()))
+    wrong = {}
+    for name, place in trained.items():
+        rates = [config["lr"] * factors[place], config["weight_decay"] * decayed[place]]
+        expected = optimized.get(name)
+        if expected is None or not np.allclose(rates, expected, rtol=1e-9, atol=0.0):
+            wrong[name] = (rates, expected)
     if wrong:
         raise LookupError(f"rates differ: {wrong}")
     return {
@@ -64,29 +81,43 @@ def groups(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
     }
 
 
-def predict(config: dict[str, Any], params: Arrays, inputs: Arrays) -> Arrays:
-    """An image in windows, at its own size and at that of its labels."""
-    model = imported(Segmenter(config), params)
-    settings, before = config["test_cfg"], config["data_preprocessor"]
-    images = nhwc(inputs["image_bgr_uint8"][None])[..., ::-1].astype(jnp.float32)
-    mean, std = (jnp.asarray(before[key], jnp.float32) for key in ("mean", "std"))
-    images = (images - jnp.broadcast_to(mean, images.shape)) / jnp.broadcast_to(std, images.shape)
-    inference = Inference(tuple(settings["crop_size"]), tuple(settings["stride"]))
+def optimizer_rules(config: Fields, paths: list[str]) -> tuple[dict[str, float], dict[str, bool]]:
+    """The factor of the rate of every path, and whether it decays, by vadapt's own rules.
 
-    def score(tiles: Any) -> Any:
-        return model.head.scores(model(tiles), tiles.shape[1:3])
-
-    own = inference(score, images, images.shape[1:3])
-    original = inference(score, images, config["out_shapes"]["pred"])
-    return {
-        "seg_logits": own[0].transpose(2, 0, 1),
-        "seg_logits_ori": original[0].transpose(2, 0, 1),
-        "pred": original[0].argmax(-1),
+    Of the original's keys the longest that is in a name decides, of equal ones the first by the
+    alphabet; norms that no key names have a factor of decay of their own.
+    """
+    keys = config["custom_keys"]
+    unknown = sorted(set(keys.names()) - set(PARTS))
+    if unknown:
+        raise ValueError(f"custom_keys {unknown}; PARTS has no pattern for them")
+    in_order = sorted(sorted(keys.names()), key=len, reverse=True)
+    rates = [(PARTS[name], keys[name].get("lr_mult", 1.0)) for name in in_order]
+    decays = [(PARTS[name], keys[name].get("decay_mult", 1.0)) for name in in_order]
+    tree = {path: np.zeros(()) for path in paths}
+    # The optimizer refuses patterns without a match.
+    matched = [rate for rate in rates if any(re.fullmatch(rate[0], path) for path in paths)]
+    rules = {
+        "layer_decay": 1.0,
+        "undecayed": undecayed([*decays, (NORMS, config["norm_decay_mult"])]),
     }
+    return rate_factors(tree, matched), decay_mask(rules, tree)
+
+
+def undecayed(factors: list[tuple[str, float]]) -> str:
+    """One pattern for what does not decay, where the first pattern that matches a path decides."""
+    parts, before = [], ""
+    for pattern, factor in factors:
+        if factor not in (0.0, 1.0):
+            raise ValueError(f"decay_mult is {factor}; in vadapt a path decays or does not")
+        if factor:
+            before += f"(?!(?:{pattern})$)"
+        else:
+            parts.append(f"{before}(?:{pattern})")
+    return "|".join(parts)
 
 
 MODULES = {
     "lr_schedule": schedule,
     "PEFTOptimWrapperConstructor": groups,
-    "EncoderDecoder(slide)": predict,
 }
