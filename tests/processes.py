@@ -1,6 +1,8 @@
 """Processes that tests start: several of one run, through launch/local.sh, or one alone."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,7 +43,25 @@ def spawn(command, cwd=ROOT, **changes):
     """A process, its two outputs piped; changes are of its environment."""
     command = [str(part) for part in command]
     pipe, variables = subprocess.PIPE, environment(**changes)
-    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=pipe, stderr=pipe, text=True)
+    with default_signals():
+        return subprocess.Popen(
+            command, cwd=cwd, env=variables, stdout=pipe, stderr=pipe, text=True
+        )
+
+
+@contextlib.contextmanager
+def default_signals():
+    """Signals act here, and in what is started here, as they do in a terminal.
+
+    A shell starts its background jobs with Ctrl-C ignored, and they hand that on.
+    """
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def local(count, command):

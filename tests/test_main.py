@@ -2,11 +2,13 @@
 
 import re
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
+
+from tests import processes
+from tests.processes import finish
 
 SCENES = "--config=configs/pad_msip.py:scenes"
 TINY = (
@@ -22,9 +24,7 @@ TINY = (
 
 
 def spawn(*arguments):
-    command = [sys.executable, "-m", "vadapt.main", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    return processes.spawn([sys.executable, "-m", "vadapt.main", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,7 @@ def spawn(*arguments):
     ],
 )
 def test_a_wrong_command_line_is_answered_in_a_few_lines(tmp_path, arguments, message):
-    process = spawn(f"--workdir={tmp_path / 'run'}", *arguments)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    said, errors = finish(spawn(f"--workdir={tmp_path / 'run'}", *arguments), code=1)
     assert said == ""
     assert len(errors.splitlines()) <= 3
     assert re.search(message, errors)
@@ -53,9 +51,7 @@ def test_a_wrong_command_line_is_answered_in_a_few_lines(tmp_path, arguments, me
 
 
 def test_missing_workdir_is_named():
-    process = spawn(SCENES)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    _, errors = finish(spawn(SCENES), code=1)
     assert "ConfigError: --workdir missing" in errors
 
 
@@ -66,12 +62,11 @@ def test_a_run_stopped_by_sigterm_exits_cleanly_and_keeps_its_workdir(tmp_path):
     while process.poll() is None and not (file.exists() and file.read_text().count("\n") > 2):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
+    said, errors = finish(process)
+    assert errors == ""
     assert re.search(r"stopped by a signal after step \d+, saved; the same command goes on", said)
     assert not (tmp_path / "result.json").exists()
 
-    process = spawn(*command, "--config.seed=1")
-    said, errors = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "")
+    said, errors = finish(spawn(*command, "--config.seed=1"), code=1)
+    assert said == ""
     assert "config.seed: 0 there, 1 now" in errors

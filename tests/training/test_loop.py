@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.processes import default_signals
 from tests.training.toy import ToyModel, ToyTask, full_disk, toy_config
 from vadapt.errors import ConfigError, TrainingError
 from vadapt.training import loop
@@ -307,17 +308,8 @@ def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, changes
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as in a terminal: a shell starts its background jobs with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_acts_as_usual():
-    with StopSignal() as stop:
+    with default_signals(), StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested(3)
         with pytest.raises(KeyboardInterrupt):

@@ -19,8 +19,6 @@ from tests.training.toy import ToyTask, toy_config
 from vadapt.training import loop
 from vadapt.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.xdist_group("survival")  # one worker, so that its fixtures run once
-
 STEPS, SAVED = 100, 10
 HEARTBEAT = 10  # seconds without a sign of life until jax takes a process for dead; by default 100
 PATIENCE = 60  # seconds for a process to see that the other is gone
