@@ -10,6 +10,7 @@ from flax import nnx
 
 import vadapt
 from tests.backbones.drawn import drawn
+from tests.compiled import run
 from vadapt.adapters import spm
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.resnet import ResNet
@@ -62,16 +63,6 @@ def some_images():
     return jax.random.normal(jax.random.key(1), (2, 32, 48, 3))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def compiled(function, graph, state, *arguments):
-    return function(nnx.merge(graph, state), *arguments)
-
-
-def run(function, model, *arguments):
-    """The compiled result of a function of (model, ...)."""
-    return compiled(function, *nnx.split(model), *arguments)
-
-
 def call(model, images):
     return model(images)
 
@@ -86,7 +77,7 @@ def unnormed(model, images):
 
 def seen(trunk, images, name):
     """The plain model's maps at the ends of its stages."""
-    return run(lambda model, x: model.features(x, TAPS[name], as_grid=True), trunk, images)
+    return run("features", trunk, images, layers=TAPS[name], as_grid=True)
 
 
 def randomised(model, scale=0.3):

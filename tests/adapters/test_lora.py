@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import compiled
 from tests.golden_modules.peft_zoo import lora_layer
 from tests.parity import GOLDENS, Golden
 from vadapt import adapters
@@ -24,8 +25,11 @@ TARGETS = [
 
 def run(model, images, key=None):
     """The compiled forward pass."""
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, x: nnx.merge(graph, state)(x, key=key))(state, images)
+    return compiled.run(forward, model, images, key)
+
+
+def forward(model, images, key):
+    return model(images, key=key)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ def test_first_gradient_reaches_only_the_matrices_at_zero(plain, images):
     def loss(trainable):
         return jnp.square(merge(parts.graph, trainable, parts.frozen, parts.state)(images)).mean()
 
-    for path, gradient in flatten(jax.grad(loss)(parts.trainable)).items():
+    for path, gradient in flatten(jax.jit(jax.grad(loss))(parts.trainable)).items():
         assert bool(jnp.any(gradient)) == path.endswith("/up"), path
 
 

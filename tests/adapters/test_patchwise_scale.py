@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests import compiled
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import FUSIONS, Bottleneck, layer_scales
 from vadapt.backbones.vit import vit
@@ -27,8 +28,7 @@ VARIANTS = [
 
 def run(model, images):
     """The compiled forward pass."""
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, images)
+    return compiled.run("__call__", model, images)
 
 
 def name(options):
@@ -92,7 +92,7 @@ def test_first_gradient_reaches_only_the_up_projection(plain, images):
     def loss(trainable):
         return jnp.square(merge(parts.graph, trainable, parts.frozen, parts.state)(images)).mean()
 
-    for path, gradient in flatten(jax.grad(loss)(parts.trainable)).items():
+    for path, gradient in flatten(jax.jit(jax.grad(loss))(parts.trainable)).items():
         assert bool(jnp.any(gradient)) == ("/up/" in path), path
 
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import vadapt
+from tests import compiled
 from vadapt import models
 from vadapt.adapters import rein
 from vadapt.errors import ConfigError, WeightsError
@@ -49,12 +50,7 @@ def randomised(model):
 
 def run(model, images, method="__call__", **options):
     """The compiled result of a method."""
-    graph, state = nnx.split(model)
-
-    def call(state, images):
-        return getattr(nnx.merge(graph, state), method)(images, **options)
-
-    return jax.jit(call)(state, images)
+    return compiled.run(method, model, images, **options)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def test_raw_taps_are_the_stages_outputs_and_matched_ones_what_goes_on(name, tru
         assert jnp.abs(one - other).max() > 1e-2
     np.testing.assert_allclose(matched[-1], raw[-1], **TOLERANCE)
     taps = models[0].between.taps
-    plainly = run(lambda m, x: m.features(x, taps, as_grid=True, norm=False), models[0], images)
+    plainly = run("features", models[0], images, layers=taps, as_grid=True, norm=False)
     for one, other in zip(matched, plainly, strict=True):
         np.testing.assert_allclose(one, other, **TOLERANCE)
 
@@ -57,10 +57,13 @@ def test_matchers_before_the_first_stage_and_after_the_last(trunks, images):
 
 def test_a_matcher_before_the_first_stage_acts_on_what_enters_it(trunks, images):
     model = randomised(vadapt.adapt(trunks["sam"], "spm", **SMALL, after_stem=True))
-    found = run(lambda m, x: m.features(x, 0, as_grid=True), model, images)
-    stem, first = model.between.matchers
-    x = model.blocks[0](stem(model.embed(images)).output)
-    np.testing.assert_allclose(found, first(x).output, **TOLERANCE)
+    found = run("features", model, images, layers=0, as_grid=True)
+
+    def by_hand(model, images):
+        stem, first = model.between.matchers
+        return first(model.blocks[0](stem(model.embed(images)).output)).output
+
+    np.testing.assert_allclose(found, run(by_hand, model, images), **TOLERANCE)
 
 
 def test_the_stages_of_plain_transformers():
@@ -74,29 +77,40 @@ def test_raw_taps_still_show_what_comes_after_the_last_stage(trunks, images):
     model = randomised(vadapt.adapt(trunks["sam"], "spm", **options))
     first, last = run(spm.matched, model, images).maps
     np.testing.assert_allclose(first, seen(trunks["sam"], images, "sam")[0], **TOLERANCE)
-    x = model.blocks[1](model.between.matchers[0](first).output)
-    np.testing.assert_allclose(last, model.between.matchers[1](x).output, **TOLERANCE)
+
+    def by_hand(model, first):
+        matchers = model.between.matchers
+        return matchers[1](model.blocks[1](matchers[0](first).output)).output
+
+    np.testing.assert_allclose(last, run(by_hand, model, first), **TOLERANCE)
 
 
 def test_a_carried_map_replaces_the_first_one(trunks, images):
     model = randomised(vadapt.adapt(trunks["convnext"], "spm", **SMALL, carry=True))
-    first, second = model.between.matchers[:2]
-    between = model.between.begin(images)
     maps = draw(2, 8, 12, 4), draw(2, 4, 6, 5)
-    between(0, maps[0])
-    _, found = between(1, maps[1])
-    carried = first(maps[0]).guide
-    np.testing.assert_allclose(found, second(maps[1], carried).output, **TOLERANCE)
-    x = second.reduce(maps[1])
-    embedded = second.embed(resize_bilinear(carried, (4, 6)), (4, 6))
-    state = jax.nn.gelu(second.mix(jnp.concatenate([x, embedded], axis=-1)), approximate=False)
-    prompt = second.step(x, second.update(state)).prompt
-    np.testing.assert_allclose(found, maps[1] + second.output(prompt), **TOLERANCE)
+
+    def passed(model, images, maps):
+        between = model.between.begin(images)
+        between(0, maps[0])
+        return between(1, maps[1])[1]
+
+    def by_hand(model, maps):
+        first, second = model.between.matchers[:2]
+        carried = first(maps[0]).guide
+        x = second.reduce(maps[1])
+        embedded = second.embed(resize_bilinear(carried, (4, 6)), (4, 6))
+        state = jax.nn.gelu(second.mix(jnp.concatenate([x, embedded], axis=-1)), approximate=False)
+        prompt = second.step(x, second.update(state)).prompt
+        return second(maps[1], carried).output, maps[1] + second.output(prompt)
+
+    found = run(passed, model, images, maps)
+    for expected in run(by_hand, model, maps):
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
 
 
 def test_attention_sees_the_matched_tokens(trunks, images):
     model = randomised(vadapt.adapt(trunks["vit"], "spm", **SMALL))
-    tokens, _ = run(lambda m, x: m.with_attention(x), model, images)
+    tokens, _ = run("with_attention", model, images)
     np.testing.assert_allclose(tokens, run(call, model, images), **TOLERANCE)
     with pytest.raises(ShapeError, match="feed all patches"):
         model(images, keep_ids=jnp.zeros((2, 5), jnp.int32))

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.backbones.drawn import drawn
+from tests.compiled import run
 from vadapt import models, remat
 from vadapt.backbones.convnext import ConvNeXt, ConvNeXtBlock, convnext
 from vadapt.errors import ConfigError
@@ -55,20 +56,35 @@ def test_what_fills_no_step_is_left_out(model, size):
 
 def test_features_come_in_the_order_asked_as_maps_or_tokens(model):
     images = pixels(2, 32, 64)
-    late, early = model.features(images, layers=(3, 0), as_grid=True)
-    np.testing.assert_array_equal(late, model(images))
-    np.testing.assert_array_equal(early, model.features(images, layers=-4, as_grid=True))
-    np.testing.assert_array_equal(model.features(images, layers=0), early.reshape(2, 8 * 16, 4))
+
+    def several(model, images):
+        return (
+            model.features(images, layers=(3, 0), as_grid=True),
+            model(images),
+            model.features(images, layers=-4, as_grid=True),
+            model.features(images, layers=0),
+        )
+
+    (late, early), last, first, tokens = run(several, model, images)
+    np.testing.assert_array_equal(late, last)
+    np.testing.assert_array_equal(early, first)
+    np.testing.assert_array_equal(tokens, early.reshape(2, 8 * 16, 4))
 
 
 def test_norms_are_applied_to_maps_that_leave_only():
     model, images, every = small(normed=(0, 1, 2, 3)), pixels(1, 64, 32), (0, 1, 2, 3)
-    normed = model.features(images, every, as_grid=True)
-    plain = model.features(images, every, as_grid=True, norm=False)
-    for i in every:
-        np.testing.assert_array_equal(normed[i], model.norms[str(i)](plain[i]))
+
+    def several(model, images):
+        normed = model.features(images, every, as_grid=True)
+        plain = model.features(images, every, as_grid=True, norm=False)
+        return normed, plain, [model.norms[str(i)](plain[i]) for i in every]
+
+    normed, plain, by_hand = run(several, model, images)
+    for x, y in zip(normed, by_hand, strict=True):
+        np.testing.assert_array_equal(x, y)
     model.norms = nnx.Dict({})
-    for x, y in zip(model.features(images, every, as_grid=True), plain, strict=True):
+    without = run("features", model, images, layers=every, as_grid=True)
+    for x, y in zip(without, plain, strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -91,8 +107,8 @@ def test_drop_path_grows_with_depth_and_acts_in_training_only():
     rates = [block.drop_path_rate for stage in model.stages for block in stage]
     np.testing.assert_allclose(rates, [0.0, 0.1, 0.2, 0.3, 0.4])
     images = jnp.ones((32, 32, 32, 3))
-    np.testing.assert_array_equal(model(images), model(images))
-    kept = model(images, key=jax.random.key(0))
+    np.testing.assert_array_equal(run("__call__", model, images), run("__call__", model, images))
+    kept = run(lambda model, images, key: model(images, key=key), model, images, jax.random.key(0))
     assert jnp.unique(kept[:, 0, 0, 0].round(4)).size > 1  # whole terms drop for some samples
 
 
@@ -115,10 +131,11 @@ def test_bfloat16_weights_compute_in_bfloat16(model):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parts.trainable)
     cast = merge(parts.graph, half, parts.frozen, parts.state)
     images = pixels(1, 64, 32)
-    found = cast(images)
+    found = run("__call__", cast, images)
     assert found.dtype == jnp.bfloat16
     # bf16 keeps 8 bits; after the norm the maps are of unit scale.
-    np.testing.assert_allclose(found.astype(jnp.float32), model(images), atol=0.15)
+    expected = run("__call__", model, images)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.15)
 
 
 def test_wrong_settings_say_what_is_allowed(model):

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests import compiled
 from tests.backbones.drawn import drawn
 from vadapt import models
 from vadapt.backbones.graphs import GraphConv
@@ -45,8 +46,11 @@ def pixels(*shape):
 
 def run(model, images, key=None):
     """The last map, in one program."""
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state: nnx.merge(graph, state)(images, key=key))(state)
+    return compiled.run(forward, model, images, key)
+
+
+def forward(model, images, key):
+    return model(images, key=key)
 
 
 def number(model):
