@@ -1,8 +1,13 @@
 """Strict defaults for every test: 8 virtual CPU devices, no silent dtype or rank promotion."""
 
+import functools
+import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -10,9 +15,17 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import jax
 import pytest
+from jax._src.interpreters import partial_eval
 from jaxtyping import install_import_hook
 
-from tests import typechecker
+from tests import quick_random, typechecker
+from tests.costs import (  # noqa: F401  pytest calls these
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+from tests.recipes import two_blocks  # noqa: F401
 
 # Shapes in signatures are checked while testing only; users never pay for it.
 install_import_hook(["vadapt"], f"{typechecker.__name__}.check")
@@ -20,6 +33,49 @@ install_import_hook(["vadapt"], f"{typechecker.__name__}.check")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+quick_random.install()
+# Flax asks tracers for a `sharding` that they do not have, and jax prints the whole program for
+# the error that nobody sees: three quarters of the time to trace a large model.
+if hasattr(partial_eval.DynamicJaxprTracer, "_origin_msg"):
+    partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
+
+
+def pytest_configure(config):
+    """Give all workers, and the processes that tests start, one cache of compiled programs.
+
+    A run that finds the variable set keeps its programs there, for the next run.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        folder = tempfile.mkdtemp(prefix="vadapt-tests-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items):
+    """Keep what shares fixtures and programs on one worker: a file, or a part of a long one."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            part = item.get_closest_marker("part")
+            name = item.nodeid.partition("::")[0]
+            if part is not None:
+                name += ":" + part.args[0].format(**item.callspec.params)
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_collection_finish():
+    """Take what importing made out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_programs():
+    """Let go of a module's programs: kept until the end they would be gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests.golden_modules.fields import Fields
 FILES = sorted(parity.GOLDENS.rglob("*.npz"))
 
 
+@pytest.mark.part("{path.stem}")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_golden_case_passes(path):
     verdict = parity.check(path)

@@ -59,7 +59,6 @@ def compiled(function, nodes, topology="v5e:2x2"):
     return step.lower(*nodes).compile()
 
 
-@pytest.mark.xdist_group("plan")
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_the_papers_graphs_compile(topology):
     graphs = [*PATCHES, *LABELS, LARGEST]
@@ -71,7 +70,6 @@ def test_the_papers_graphs_compile(topology):
     assert len(re.findall(r"= .*custom_call_target=\"tpu_custom_call\"", text)) == 2 * len(graphs)
 
 
-@pytest.mark.xdist_group("plan")
 @pytest.mark.parametrize(("width", "k", "dilation"), [(5, 1, 1), (8, 21, 3), (24, 9, 3)])
 def test_odd_sizes_and_a_stored_bias_compile(width, k, dilation):
     graph = (131, 77, 2 * width, dilation, 0, 1)
@@ -84,7 +82,6 @@ def test_odd_sizes_and_a_stored_bias_compile(width, k, dilation):
     compiled(run, [*nodes_of(graph, 2, jnp.bfloat16)[:2], bias])
 
 
-@pytest.mark.xdist_group("plan")
 def test_distances_never_leave_the_chip():
     graph, options = PATCHES[0], options_of(PATCHES[0])
     x, y, _ = nodes_of(graph)
@@ -102,7 +99,6 @@ def test_distances_never_leave_the_chip():
     assert moved["messages"] < 2 * LEAST  # and these alone are 32 MB
 
 
-@pytest.mark.xdist_group("plan")
 def test_chips_share_a_batch():
     graph = PATCHES[3]
     mesh = sharding.make_mesh(devices=chips.devices("v5e:2x2"))

@@ -234,12 +234,10 @@ def classifier_flops(hidden, log_norms=True):
     )
 
 
-@pytest.mark.xdist_group("flops")
 def test_adapters_cost_at_most_two_thirds_of_full_training():
     assert classifier_flops(64) <= 0.67 * classifier_flops(0)
 
 
-@pytest.mark.xdist_group("flops")
 def test_logging_gradient_norms_adds_no_work():
     # The norm itself is a few operations a trained number; a gradient of the frozen part would be
     # half as much again as the whole step.

@@ -1,0 +1,48 @@
+"""What tests of plans share: the settings of training, and what may travel between chips."""
+
+import jax
+import pytest
+from flax import nnx
+
+from vadapt.partition import variables
+from vadapt.tasks import make_task
+
+
+@pytest.fixture
+def as_in_training():
+    """Let bfloat16 attention promote its softmax, and take products of the default precision."""
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision("default"):
+        yield
+
+
+def sent(found):
+    """Return the bytes that a plan's step sends."""
+    return sum(item["bytes"] for item in found["collectives"])
+
+
+def sent_besides(config):
+    """Bytes of what travels besides gradients of what trains.
+
+    Batch norms' statistics, forward and backward; and gradients that the compiler adds up over
+    chips before they are folded into what trains: of an attention's bias, not of the table of
+    relative positions; of Rein's tokens and values, not of the factors of low rank.
+    """
+    leaves = variables(nnx.eval_shape(lambda: make_task(config).build(pretrained=False)))
+    statistics = sum(x.size for path, x in leaves.items() if path.endswith(("/mean", "/var")))
+    folded = 0
+    for path, table in leaves.items():
+        if path.endswith("relative/table"):
+            rows, heads = table.shape
+            tokens = 1 + ((rows - 3) ** 0.5 + 1) ** 2 / 4  # of (2 g - 1)^2 offsets and three more
+            folded += tokens**2 * heads
+        if path.endswith("tokens_a"):
+            (depth, number, _), width = table.shape, leaves[path[:-1] + "b"].shape[-1]
+            folded += 2 * depth * number * width
+    return 4 * (2 * statistics + folded)
+
+
+def assert_adapters_promise(found, config):
+    """The step fits, and no more travels between chips than gradients of what trains."""
+    assert found["fits"]
+    # Parts of a gradient that add up to one may be added over chips first: two hundredths more.
+    assert sent(found) <= 1.02 * found["trainable_bytes"] + sent_besides(config) + 1024
