@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.compiled import run
 from vadapt.backbones.layers import Attention, RelativeBias, swiglu_hidden
 from vadapt.backbones.vit import VARIANTS, vit
 from vadapt.errors import ConfigError, ShapeError
@@ -24,6 +25,26 @@ def model():
     return vit("micro", depth=3, image_size=(16, 24), rngs=nnx.Rngs(0))
 
 
+def pixels(*shape):
+    return np.random.default_rng(0).normal(size=(*shape, 3)).astype(np.float32)
+
+
+def ways_to_call(model, images):
+    return {
+        "several": model.features(images, layers=(2, 0), as_grid=True),
+        "grid": model.features(images, as_grid=True),
+        "early": model.features(images, layers=-3, as_grid=True),
+        "tokens": model.features(images),
+        "call": model(images),
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(model):
+    """What two images become, in every way to ask for it."""
+    return jax.tree.map(np.asarray, run(ways_to_call, model, pixels(2, 16, 24)))
+
+
 @pytest.mark.parametrize("variant", sorted(TOTALS))
 def test_parameter_counts_are_the_published_ones(variant):
     shapes = nnx.eval_shape(lambda: vit(variant, positions="learned", rngs=nnx.Rngs(0)))
@@ -35,64 +56,68 @@ def test_every_variant_gives_its_width(variant):
     config = VARIANTS[variant]
     side = 2 * config["patch_size"]
 
-    def run():
+    def tokens():
         small = vit(variant, depth=1, image_size=side, rngs=nnx.Rngs(0))
         return small(jnp.zeros((1, side, side, 3)))
 
-    assert jax.eval_shape(run).shape == (1, 5, config["width"])
+    assert jax.eval_shape(tokens).shape == (1, 5, config["width"])
 
 
-def test_features_of_several_layers_come_in_the_order_asked(model):
-    images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
-    late, early = model.features(images, layers=(2, 0), as_grid=True)
+def test_features_of_several_layers_come_in_the_order_asked(outputs):
+    late, early = outputs["several"]
     assert late.shape == early.shape == (2, 2, 3, 96)
-    assert jnp.array_equal(late, model.features(images, as_grid=True))
-    assert jnp.array_equal(early, model.features(images, layers=-3, as_grid=True))
-    assert not jnp.allclose(late, early, atol=1e-2)
+    assert np.array_equal(late, outputs["grid"])
+    assert np.array_equal(early, outputs["early"])
+    assert not np.allclose(late, early, atol=1e-2)
 
 
-def test_last_features_are_what_the_model_returns(model):
-    images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
-    np.testing.assert_array_equal(model.features(images), model(images))
+def test_last_features_are_what_the_model_returns(outputs):
+    np.testing.assert_array_equal(outputs["tokens"], outputs["call"])
 
 
-def test_grid_features_keep_raster_order(model):
-    images = jax.random.normal(jax.random.key(0), (1, 16, 24, 3))
-    tokens = model.features(images)[:, 1:]
-    grid = model.features(images, as_grid=True)
-    np.testing.assert_array_equal(grid.reshape(1, 6, 96), tokens)
+def test_grid_features_keep_raster_order(outputs):
+    np.testing.assert_array_equal(outputs["grid"].reshape(2, 6, 96), outputs["tokens"][:, 1:])
 
 
 def test_other_image_sizes_resize_the_positions(model):
-    assert model.features(jnp.zeros((1, 40, 8, 3)), as_grid=True).shape == (1, 5, 1, 96)
+    found = jax.eval_shape(lambda: model.features(jnp.zeros((1, 40, 8, 3)), as_grid=True))
+    assert found.shape == (1, 5, 1, 96)
+
+
+def embedded(model, images, keep):
+    return model.embed(images, keep), model.embed(images)
 
 
 def test_kept_patches_are_the_ones_asked_for(model):
-    images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
     keep = jnp.array([[4, 1], [0, 5]])
-    some, every = model.embed(images, keep), model.embed(images)
-    assert jnp.array_equal(some[0, 1:], every[0, jnp.array([5, 2])])
-    assert jnp.array_equal(some[1, 1:], every[1, jnp.array([1, 6])])
-    assert jnp.array_equal(some[:, 0], every[:, 0])
+    some, every = map(np.asarray, run(embedded, model, pixels(2, 16, 24), keep))
+    assert np.array_equal(some[0, 1:], every[0, [5, 2]])
+    assert np.array_equal(some[1, 1:], every[1, [1, 6]])
+    assert np.array_equal(some[:, 0], every[:, 0])
 
 
 def test_batch_order_does_not_matter(model):
-    images = jax.random.normal(jax.random.key(0), (3, 16, 24, 3))
-    order = jnp.array([2, 0, 1])
-    np.testing.assert_allclose(model(images)[order], model(images[order]), atol=1e-5)
+    images, order = pixels(3, 16, 24), np.array([2, 0, 1])
+    found, moved = run("__call__", model, images), run("__call__", model, images[order])
+    np.testing.assert_allclose(np.asarray(found)[order], moved, atol=1e-5)
 
 
 def test_bfloat16_weights_compute_in_bfloat16(model):
     parts = split(model, "everything")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parts.trainable)
     cast = nnx.merge(parts.graph, half, parts.frozen, parts.state)
-    images = jax.random.normal(jax.random.key(0), (1, 16, 24, 3))
+    images = pixels(3, 16, 24)
     # JAX's own attention promotes its softmax to float32 implicitly.
     with jax.numpy_dtype_promotion("standard"):
-        out = cast(images)
+        out = run("__call__", cast, images)
     assert out.dtype == jnp.bfloat16
     # bf16 keeps 8 bits; three blocks of unit-scale activations stay within a few of them.
-    np.testing.assert_allclose(out.astype(jnp.float32), model(images), atol=0.15)
+    expected = run("__call__", model, images)
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=0.15)
+
+
+def without_and_with_key(model, images, key):
+    return model(images), model(images), model(images, key=key)
 
 
 def test_layer_scale_and_drop_path_are_there_when_asked():
@@ -100,10 +125,11 @@ def test_layer_scale_and_drop_path_are_there_when_asked():
         "micro", depth=2, image_size=16, layer_scale=0.1, drop_path_rate=0.5, rngs=nnx.Rngs(0)
     )
     assert "blocks/1/mlp/scale/gamma" in variables(model)
-    images = jnp.ones((64, 16, 16, 3))
-    assert jnp.array_equal(model(images), model(images))
-    kept = model(images, key=jax.random.key(0))
-    assert jnp.unique(kept[:, 0, 0].round(4)).size > 1  # whole terms drop for some samples
+    images = np.ones((64, 16, 16, 3), np.float32)
+    one, other, kept = run(without_and_with_key, model, images, jax.random.key(0))
+    assert np.array_equal(one, other)
+    # Whole terms drop for some samples.
+    assert np.unique(np.asarray(kept)[:, 0, 0].round(4)).size > 1
 
 
 @pytest.mark.parametrize(
@@ -155,28 +181,37 @@ def test_sincos_positions_never_train():
 
 def test_no_class_token_gives_patches_only():
     model = vit("micro", depth=1, image_size=16, class_token=False, rngs=nnx.Rngs(0))
-    assert model(jnp.zeros((1, 16, 16, 3))).shape == (1, 4, 96)
+    assert jax.eval_shape(lambda: model(jnp.zeros((1, 16, 16, 3)))).shape == (1, 4, 96)
+
+
+def with_and_without_registers(model, images):
+    tokens = model.embed(images)
+    model.registers = None
+    return tokens, model.embed(images)
 
 
 def test_registers_stand_between_class_token_and_patches_and_have_no_position():
     options = {"depth": 1, "image_size": 16, "num_registers": 2, "position_resize": "cubic"}
     model = vit("micro", **options, rngs=nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (2, 24, 16, 3))
-    tokens = model.embed(images)
+    tokens, without = map(np.asarray, run(with_and_without_registers, model, pixels(2, 24, 16)))
     assert tokens.shape == (2, 1 + 2 + 6, 96)
     np.testing.assert_array_equal(tokens[1, 1:3], model.registers[...])
-    np.testing.assert_array_equal(tokens[0, 0], model.cls_token[...] + model.pos_embed[0])
-    model.registers = None
-    np.testing.assert_array_equal(tokens[:, 3:], model.embed(images)[:, 1:])
+    first = np.asarray(model.cls_token[...]) + np.asarray(model.pos_embed[...])[0]
+    np.testing.assert_array_equal(tokens[0, 0], first)
+    np.testing.assert_array_equal(tokens[:, 3:], without[:, 1:])
+
+
+def grid_and_tokens(model, images):
+    return model.features(images, as_grid=True), model(images)
 
 
 def test_registers_are_no_part_of_grids_and_patches_can_still_be_kept():
     model = vit("micro", depth=1, image_size=16, num_registers=3, rngs=nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
-    grid = model.features(images, as_grid=True)
-    np.testing.assert_array_equal(grid.reshape(1, 4, 96), model(images)[:, 4:])
-    some, every = model.embed(images, jnp.array([[3, 0]])), model.embed(images)
-    np.testing.assert_array_equal(some, every[:, jnp.array([0, 1, 2, 3, 7, 4])])
+    images = pixels(1, 16, 16)
+    grid, tokens = map(np.asarray, run(grid_and_tokens, model, images))
+    np.testing.assert_array_equal(grid.reshape(1, 4, 96), tokens[:, 4:])
+    some, every = map(np.asarray, run(embedded, model, images, jnp.array([[3, 0]])))
+    np.testing.assert_array_equal(some, every[:, [0, 1, 2, 3, 7, 4]])
 
 
 def test_a_masked_autoencoder_takes_no_registers():
@@ -189,10 +224,15 @@ def test_a_masked_autoencoder_takes_no_registers():
 def test_the_class_token_can_be_added_twice():
     once = vit("micro", depth=1, image_size=16, rngs=nnx.Rngs(0))
     twice = vit("micro", depth=1, image_size=16, class_token_twice=True, rngs=nnx.Rngs(0))
-    images = jnp.ones((1, 16, 16, 3))
-    gap = twice.embed(images) - once.embed(images)
+    images = np.ones((1, 16, 16, 3), np.float32)
+    gap = np.asarray(run("embed", twice, images)) - np.asarray(run("embed", once, images))
     np.testing.assert_allclose(gap[0, 0], once.cls_token[...], atol=1e-6)
     np.testing.assert_array_equal(gap[0, 1:], 0.0)
+
+
+def gated(inner, x):
+    gate, value = jnp.split(inner.w12(x), 2, axis=-1)
+    return inner(x), inner.w3(gate * jax.nn.sigmoid(gate) * value)
 
 
 def test_gated_mlps_weigh_about_as_much_as_plain_ones():
@@ -201,9 +241,9 @@ def test_gated_mlps_weigh_about_as_much_as_plain_ones():
     inner = model.blocks[0].mlp.inner
     assert inner.w12.kernel.shape == (96, 512)
     assert inner.w3.kernel.shape == (256, 96)
-    x = jax.random.normal(jax.random.key(0), (2, 3, 96))
-    gate, value = jnp.split(inner.w12(x), 2, axis=-1)
-    np.testing.assert_allclose(inner(x), inner.w3(gate * jax.nn.sigmoid(gate) * value), atol=1e-6)
+    x = np.random.default_rng(0).normal(size=(2, 3, 96)).astype(np.float32)
+    found, expected = run(gated, inner, x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("swiglu", [False, True])
@@ -213,7 +253,7 @@ def test_biases_can_be_left_out(swiglu):
     names = [name for name in variables(model) if "inner" in name]
     assert len(names) == 4
     assert all(name.endswith("kernel") for name in names)
-    assert model(jnp.zeros((1, 16, 16, 3))).shape == (1, 5, 96)
+    assert jax.eval_shape(lambda: model(jnp.zeros((1, 16, 16, 3)))).shape == (1, 5, 96)
 
 
 def test_wrong_sizes_and_names_say_what_is_allowed(model):
