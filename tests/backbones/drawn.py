@@ -1,8 +1,11 @@
-"""Models with numbers drawn by NumPy: many small initialisers take JAX seconds to compile."""
+"""Models whose numbers NumPy draws and casts: many small programs take JAX seconds to compile."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from vadapt.partition import merge, split
 
 
 def drawn(create, seed=0):
@@ -21,3 +24,10 @@ def drawn(create, seed=0):
         for path, value in nnx.to_flat_state(state)
     }
     return nnx.merge(graph, nnx.from_flat_state(values))
+
+
+def in_bfloat16(model):
+    """A copy with all that can train in bfloat16, and constants and statistics as they are."""
+    parts = split(model, "everything")
+    half = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(jnp.bfloat16)), parts.trainable)
+    return merge(parts.graph, half, parts.frozen, parts.state)
