@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.backbones.abstract import named
+from tests.backbones.drawn import in_bfloat16
+from tests.compiled import run
 from vadapt import adapters, models
 from vadapt.backbones.positions import resize_relative
 from vadapt.backbones.sam import MapAttention, SAMEncoder, sam
@@ -33,7 +36,8 @@ def small(**options):
 
 
 def images(height=20, width=20, batch=2):
-    return jax.random.normal(jax.random.key(0), (batch, height, width, 3))
+    drawn = np.random.default_rng(0).normal(size=(batch, height, width, 3))
+    return jnp.asarray(drawn, jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def test_windows_are_masked_attention_over_the_padded_map(size):
     x = np.random.default_rng(1).normal(size=(2, *size, 16)).astype(np.float32)
     tables = (attention.rel_pos_h[...], attention.rel_pos_w[...])
     expected = by_brute_force(attention, x, (3, 3), tables)
-    np.testing.assert_allclose(attention(jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(run("__call__", attention, x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(4, 5), (3, 7), (1, 1)])
@@ -82,7 +86,7 @@ def test_global_attention_sees_all_with_tables_of_any_grid(size):
     pairs = zip((attention.rel_pos_h, attention.rel_pos_w), size, strict=True)
     tables = [resize_relative(table[...], 2 * side - 1) for table, side in pairs]
     expected = by_brute_force(attention, x, size, tables)
-    np.testing.assert_allclose(attention(jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(run("__call__", attention, x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(9, 5), (5, 9), (19, 9), (7, 7)])
@@ -90,47 +94,76 @@ def test_relative_positions_are_interpolated_between_centres(rows, wanted):
     table = np.random.default_rng(0).normal(size=(rows, 2)).astype(np.float32)
     places = (np.arange(wanted) + 0.5) * rows / wanted - 0.5
     expected = np.stack([np.interp(places, np.arange(rows), column) for column in table.T], axis=1)
-    found = resize_relative(jnp.asarray(table), wanted)
+    found = jax.jit(resize_relative, static_argnums=1)(table, wanted)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(found[wanted // 2], table[rows // 2], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))
 def test_parameter_counts_are_the_published_ones(name):
-    shapes = nnx.eval_shape(lambda: models.create(name))
+    shapes = named(name)
     assert count(split(shapes, "everything").trainable) == COUNTS[name]
     assert [block.is_global for block in shapes.blocks].count(True) == 4
     assert shapes.blocks[-1].is_global
 
 
-def test_features_of_several_layers_come_in_the_order_asked(model):
-    late, early = model.features(images(20, 28), layers=(-1, 0), as_grid=True)
+def ways_to_call(model, images):
+    late, early = model.features(images, layers=(-1, 0), as_grid=True)
+    return {
+        "several": (late, early),
+        "tokens": model.features(images, layers=2, norm=False),
+        "early": model.features(images, 0, as_grid=True),
+        "middle": model.features(images, 1),
+        "neck": model.neck(late),
+        "call": model(images),
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(model):
+    """What two images of another size become, in every way to ask for it."""
+    return jax.tree.map(np.asarray, run(ways_to_call, model, images(20, 28)))
+
+
+def test_features_of_several_layers_come_in_the_order_asked(outputs):
+    late, early = outputs["several"]
     assert late.shape == early.shape == (2, 5, 7, 16)
-    tokens = model.features(images(20, 28), layers=2, norm=False)
-    np.testing.assert_array_equal(tokens, late.reshape(2, 35, 16))
-    np.testing.assert_array_equal(model.features(images(20, 28), 0, as_grid=True), early)
-    np.testing.assert_allclose(model.neck(late), model(images(20, 28)), atol=1e-6)
+    np.testing.assert_array_equal(outputs["tokens"], late.reshape(2, 35, 16))
+    np.testing.assert_array_equal(outputs["early"], early)
+    np.testing.assert_allclose(outputs["neck"], outputs["call"], atol=1e-6)
+
+
+def call_and_grid(model, images):
+    return model(images), model.features(images, as_grid=True)
 
 
 def test_a_model_without_a_neck_gives_its_last_map():
-    model = small(neck=None)
-    np.testing.assert_array_equal(model(images()), model.features(images(), as_grid=True))
+    found, last = run(call_and_grid, small(neck=None), images())
+    np.testing.assert_array_equal(found, last)
 
 
-def test_the_neck_is_two_convolutions_each_with_a_norm(model):
-    x = jax.random.normal(jax.random.key(1), (1, 4, 3, 16))
-    neck = model.neck
+def by_shifts(neck, x):
     y = neck.norm1(x @ neck.conv1.kernel[0, 0])
     y = jnp.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifts = [y[:, i : i + 4, j : j + 3] @ neck.conv2.kernel[i, j] for i, j in np.ndindex(3, 3)]
-    np.testing.assert_allclose(neck(x), neck.norm2(sum(shifts[1:], shifts[0])), atol=1e-5)
+    return neck(x), neck.norm2(sum(shifts[1:], shifts[0]))
+
+
+def test_the_neck_is_two_convolutions_each_with_a_norm(model):
+    x = np.random.default_rng(1).normal(size=(1, 4, 3, 16)).astype(np.float32)
+    found, expected = run(by_shifts, model.neck, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_distant_places_meet_in_global_blocks_only(model):
-    far = images().at[:, 16:, 16:].add(1.0)
-    before, after = (model.features(x, (0, 1), as_grid=True) for x in (images(), far))
-    np.testing.assert_array_equal(before[0][:, :3, :3], after[0][:, :3, :3])
-    assert jnp.abs(before[1] - after[1])[:, :3, :3].max() > 1e-3
+    far = np.array(images())
+    far[:, 16:, 16:] += 1.0
+    before, after = (
+        [np.asarray(y)[:, :3, :3] for y in run("features", model, x, layers=(0, 1), as_grid=True)]
+        for x in (images(), far)
+    )
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.abs(before[1] - after[1]).max() > 1e-3
     assert [block.is_global for block in model.blocks] == [False, True, False]
 
 
@@ -138,32 +171,42 @@ def test_tables_can_be_of_another_size_than_the_model_or_absent():
     model = small(relative_size=40)
     assert model.blocks[1].attn.inner.rel_pos_h.shape == (19, 8)
     assert model.blocks[0].attn.inner.rel_pos_h.shape == (5, 8)
-    assert model(images(12, 24)).shape == (2, 3, 6, 8)
+    assert jax.eval_shape(lambda: model(images(12, 24))).shape == (2, 3, 6, 8)
     bare = small(absolute_positions=False, relative_positions=False)
     assert not [path for path in variables(bare) if "pos" in path]
     # Without positions a shift by whole windows shifts what windows see.
-    x = images(24, 24)
-    moved = bare.features(jnp.roll(x, 12, axis=1), 0, as_grid=True)
-    expected = jnp.roll(bare.features(x, 0, as_grid=True), 3, axis=1)
-    np.testing.assert_allclose(moved, expected, atol=1e-5)
+    x = np.asarray(images(24, 24))
+    still, moved = (
+        run("features", bare, y, layers=0, as_grid=True) for y in (x, np.roll(x, 12, axis=1))
+    )
+    np.testing.assert_allclose(moved, np.roll(still, 3, axis=1), atol=1e-5)
 
 
-def test_an_adapter_beside_the_mlps_starts_as_an_identity_and_then_acts(model):
+def plain_and_grafted(models, images, key):
+    return models.plain(images), models.grafted(images), models.grafted(images, key=key)
+
+
+def test_an_adapter_beside_the_mlps_starts_as_an_identity_and_then_acts():
+    model, key = small(depth=2, neck=None), jax.random.key(0)
     grafted = adapters.apply(model, "patchwise_scale", hidden=4)
-    np.testing.assert_array_equal(grafted(images()), model(images()))
-    grafted.blocks[0].mlp.adapter.up.bias[...] = jnp.linspace(-1.0, 1.0, 16)
-    assert jnp.abs(grafted(images()) - model(images())).max() > 1e-2
+    both = nnx.Dict({"plain": model, "grafted": grafted})
+    plain, found, _ = run(plain_and_grafted, both, images(), key)
+    np.testing.assert_array_equal(found, plain)
+    grafted.blocks[0].mlp.adapter.up.bias[...] = jnp.asarray(np.linspace(-1, 1, 16), jnp.float32)
+    plain, found, _ = run(plain_and_grafted, both, images(), key)
+    assert np.abs(np.asarray(found) - plain).max() > 1e-2
     grafted.blocks[0].mlp.adapter.up.kernel[...] = jnp.ones((4, 16))
-    assert not jnp.array_equal(grafted(images(), key=jax.random.key(0)), grafted(images()))
+    _, found, dropped = run(plain_and_grafted, both, images(), key)
+    assert not np.array_equal(dropped, found)
 
 
-def test_bfloat16_weights_compute_in_bfloat16(model):
-    parts = split(model, "everything")
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parts.trainable)
-    cast = nnx.merge(parts.graph, half, parts.frozen, parts.state)
-    found, expected = (m.features(images(20, 28), 1) for m in (cast, model))
+def test_bfloat16_weights_compute_in_bfloat16(model, outputs):
+    found, expected = (
+        run("features", in_bfloat16(model), images(20, 28), layers=1),
+        outputs["middle"],
+    )
     assert found.dtype == jnp.bfloat16
-    error = jnp.abs(found.astype(jnp.float32) - expected).max() / jnp.abs(expected).max()
+    error = np.abs(np.asarray(found, np.float32) - expected).max() / np.abs(expected).max()
     assert error < 0.03  # bf16 keeps 8 bits
 
 
