@@ -35,18 +35,25 @@ def environment(**changes):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        # Another process writes that program just now; it is compiled instead.
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
         **changes,
     }
 
 
-def spawn(command, cwd=ROOT, **changes):
+def spawn(command, cwd=ROOT, stdin=subprocess.DEVNULL, **changes):
     """A process, its two outputs piped; changes are of its environment."""
     command = [str(part) for part in command]
     pipe, variables = subprocess.PIPE, environment(**changes)
     with default_signals():
         return subprocess.Popen(
-            command, cwd=cwd, env=variables, stdout=pipe, stderr=pipe, text=True
+            command, cwd=cwd, env=variables, stdin=stdin, stdout=pipe, stderr=pipe, text=True
         )
+
+
+def python(code, *arguments, **changes):
+    """A process that runs Python code; the arguments are its sys.argv[1:]."""
+    return spawn([sys.executable, "-c", code, *arguments], **changes)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,8 +15,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.processes import default_signals
-from tests.training.toy import ToyModel, ToyTask, full_disk, toy_config
+from tests.processes import default_signals, python
+from tests.training.toy import ToyModel, ToyTask, caches_of_their_own, full_disk, toy_config
 from vadapt.errors import ConfigError, TrainingError
 from vadapt.training import loop
 from vadapt.training.checkpoint import Checkpoints
@@ -70,7 +68,8 @@ def assert_same_run(left, right):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    outcome = fit(toy_config(), workdir)
+    with caches_of_their_own():
+        outcome = fit(toy_config(), workdir)
     return workdir, outcome
 
 
@@ -152,16 +151,16 @@ def test_behind_a_damaged_checkpoint_the_one_before_goes_on(uninterrupted, tmp_p
 
 
 def test_a_killed_run_loses_only_what_came_after_the_last_save(tmp_path):
-    config = toy_config(total_steps=60, run={"log_every": 1, "checkpoint_every": 5})
+    config = toy_config(total_steps=30, run={"log_every": 1, "checkpoint_every": 5})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # The child sets itself up as conftest does, so that its numbers are the same to the bit.
     code = "import tests.conftest, sys; from tests.training import toy; toy.main(*sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, str(killed), "60", "0.02"])
-    target = random.randint(6, 40)
+    process = python(code, killed, 30, 0.02, XLA_FLAGS=os.environ["XLA_FLAGS"])
+    target = random.randint(6, 20)
     while process.poll() is None and not _logged(killed, target):
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     reached = lines(killed)[-1]["step"]
     latest = Checkpoints(killed / "checkpoints").latest() or 0
     # Of the save that was being written nothing is left, the one before is complete.
@@ -197,14 +196,27 @@ def compiled(workdir):
     return sorted((workdir / "compiled").glob("jit_step-*-cache"))
 
 
-@pytest.fixture
-def stopped(tmp_path):
-    """A run of which seven steps are done, and the programs compiled."""
+@pytest.fixture(scope="module")
+def seven_steps(tmp_path_factory):
+    """A run of which seven steps are done, and a copy of it as it was then."""
+    workdir, copy = (tmp_path_factory.mktemp(name) for name in ("stopped", "copy"))
     config = toy_config()
     config.task.stop_at = 7
-    fit(config, tmp_path)
-    (tmp_path / "log.txt").unlink()
-    return tmp_path
+    with caches_of_their_own():
+        fit(config, workdir)
+    (workdir / "log.txt").unlink()
+    shutil.copytree(workdir, copy, dirs_exist_ok=True)
+    return workdir, copy
+
+
+@pytest.fixture
+def stopped(seven_steps):
+    """A run of which seven steps are done, and the programs compiled; where that was done."""
+    workdir, copy = seven_steps
+    shutil.rmtree(workdir)
+    shutil.copytree(copy, workdir)
+    with caches_of_their_own():
+        yield workdir
 
 
 def test_a_restart_compiles_nothing_and_learns_the_same(uninterrupted, stopped):
@@ -226,6 +238,14 @@ def test_a_cut_entry_of_the_compilation_cache_costs_a_compilation(uninterrupted,
     assert compiled(stopped) == []  # the next start writes it anew
 
 
+@pytest.fixture
+def no_cache():
+    """Jax is told of no cache, as it mostly is."""
+    with caches_of_their_own():
+        yield
+
+
+@pytest.mark.usefixtures("no_cache")
 def test_every_run_of_a_process_has_a_compilation_cache_of_its_own(tmp_path):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]

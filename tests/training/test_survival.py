@@ -5,23 +5,20 @@ The processes have four devices each, over which the optimizer state is split.
 
 import shutil
 import signal
-import sys
-import time
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from tests.processes import finish, free_address, spawn
+from tests.processes import PATIENCE, finish, free_address, python
 from tests.training.test_loop import assert_same_run, lines, losses
 from tests.training.toy import ToyTask, toy_config
 from vadapt.training import loop
 from vadapt.training.checkpoint import Checkpoints
 
-STEPS, SAVED = 100, 10
+STEPS, SAVED = 64, 8
 HEARTBEAT = 10  # seconds without a sign of life until jax takes a process for dead; by default 100
-PATIENCE = 60  # seconds for a process to see that the other is gone
 RUN = f"""
 import sys, jax
 from tests.training import toy
@@ -35,19 +32,20 @@ toy.main(*sys.argv[1:])
 SHARDED = 1e-5
 
 
-def start(workdir, pause):
-    """Both processes of a run."""
+def start(workdir, pause=0.0, number=None, *, stop_at=-1, kill_at=-1):
+    """Both processes of a run; the one of that number stops or kills itself before a step."""
     address = free_address()
-    command = [sys.executable, "-c", RUN, workdir, STEPS, pause, 8, SAVED]
     return [
-        spawn(
-            command,
+        python(
+            RUN,
+            *(workdir, STEPS, pause, 8, SAVED),
+            *((stop_at, kill_at) if own == number else ()),
             XLA_FLAGS="--xla_force_host_platform_device_count=4",
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
+            JAX_PROCESS_ID=str(own),
         )
-        for number in (0, 1)
+        for own in (0, 1)
     ]
 
 
@@ -55,29 +53,20 @@ def latest(workdir):
     return Checkpoints(workdir / "checkpoints").latest()
 
 
-def reaches(step, workdir, processes):
-    """Waits until a run has logged a step; it must not end before."""
-    file = workdir / "metrics.jsonl"
-    while not (file.exists() and f'"step": {step},' in file.read_text()):
-        assert all(process.poll() is None for process in processes), processes[0].communicate()
-        time.sleep(0.05)
-
-
 def kill(number, workdir, steps):
-    """Goes on with a run, and kills one of its processes after some new steps; how the other ends.
+    """Goes on with a run, and one of its processes is killed after new steps; how the other ends.
 
     New are those that were never logged before.
     """
     step = lines(workdir)[-1]["step"] + steps
-    processes = start(workdir, pause=0.03)
-    reaches(step, workdir, processes)
-    processes[number].kill()
+    processes = start(workdir, 0.0, number, kill_at=step)
     survivor = processes[1 - number]
     try:
         said, errors = survivor.communicate(timeout=PATIENCE)
+        assert processes[number].wait(PATIENCE) == -signal.SIGKILL
     finally:
-        survivor.kill()
-        processes[number].communicate()
+        for process in processes:
+            process.kill()
     return SimpleNamespace(said=said, errors=errors, code=survivor.returncode)
 
 
@@ -85,7 +74,7 @@ def kill(number, workdir, steps):
 def whole(tmp_path_factory):
     """A run of two processes that nothing happens to."""
     workdir = tmp_path_factory.mktemp("whole")
-    finish(*start(workdir, pause=0))
+    finish(*start(workdir))
     return workdir
 
 
@@ -93,20 +82,18 @@ def whole(tmp_path_factory):
 def battered(tmp_path_factory):
     """One that is stopped, loses process 1, a part of a checkpoint, process 0, and then ends."""
     workdir = tmp_path_factory.mktemp("battered")
-    processes = start(workdir, pause=0.1)  # jax takes a second or more to agree on a step
-    reaches(3, workdir, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    stopped, _ = finish(*processes)
+    # Jax takes a second or more to agree on a step.
+    stopped, _ = finish(*start(workdir, 0.3, 1, stop_at=3))
     step = latest(workdir)
 
     # Two more complete checkpoints: the second one is then damaged.
-    without_1 = kill(1, workdir, 2 * SAVED + 5)
+    without_1 = kill(1, workdir, 2 * SAVED + 3)
     damaged = latest(workdir)
     (workdir / "checkpoints" / str(damaged) / "tree" / "manifest.ocdbt").unlink()
     whole_one = latest(workdir)
-    without_0 = kill(0, workdir, SAVED + 5)
+    without_0 = kill(0, workdir, SAVED + 3)
     again = latest(workdir)
-    ended, _ = finish(*start(workdir, pause=0))
+    ended, _ = finish(*start(workdir))
     return SimpleNamespace(
         workdir=workdir,
         stopped=stopped[0],

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from vadapt.data.stream import make_stream
@@ -24,9 +25,9 @@ WIDTH = 128  # a head of 2^14 numbers, the smallest that FSDP splits
 def toy_config(**changes):
     """Settings of a run of twelve steps; changes such as run={"log_every": 1} go in at the end."""
     config = ConfigDict()
-    config.total_steps, config.batch_size, config.seed = 12, 16, 0
+    config.total_steps, config.batch_size, config.seed = 12, 8, 0
     config.trainable = "default"
-    config.task = {"noise": 0.1, "pause": 0.0, "stop_at": -1, "nan_at": -1}
+    config.task = {"noise": 0.1, "pause": 0.0, "stop_at": -1, "kill_at": -1, "nan_at": -1}
     config.optimizer = {"base_lr": 0.1, "end_lr": 0.0, "warmup_share": 0.2, "beta1": 0.9}
     config.optimizer.update({"beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.05})
     config.optimizer.update({"layer_decay": 1.0, "clip_norm": 0.0, "late": ()})
@@ -41,13 +42,39 @@ def toy_config(**changes):
 
 @contextlib.contextmanager
 def full_disk(size):
-    """No file can grow beyond that many bytes, for whoever runs the tests, root or not."""
+    """No file can grow beyond that many bytes, for whoever runs the tests, root or not.
+
+    The tests' own cache of programs is only read then: an entry cut there would stay.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        yield
+        with jax_options(jax_persistent_cache_min_compile_time_secs=1e9):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def caches_of_their_own():
+    """Runs keep their programs in their own folders, as where jax was told of no other place."""
+    return jax_options(jax_compilation_cache_dir=None)
+
+
+@contextlib.contextmanager
+def jax_options(**options):
+    """Set options of jax for a while; its cache of programs is opened anew."""
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        _set(options)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(options):
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 class ToyModel(nnx.Module):
@@ -86,7 +113,7 @@ class ToyTask:
     def loss(self, model, batch, key):
         images = batch["image"].reshape(batch["image"].shape[0], -1).astype(jnp.float32) / 255
         features = jnp.tanh(model.backbone(images.astype(model.backbone.kernel.dtype)))
-        noise = jax.random.normal(key, features.shape, features.dtype)
+        noise = jax.random.uniform(key, features.shape, features.dtype, -1.0)
         output = model.head(features + noise * self.config.task.noise)
         error = output.astype(jnp.float32) - images
         return jnp.mean(jnp.square(error)) + jnp.mean(batch["bad"]), {}
@@ -109,17 +136,20 @@ class Disturbed:
         time.sleep(self.options.pause)
         if self.stream.position == self.options.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
+        if self.stream.position == self.options.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.stream.position == self.options.nan_at:
             batch["bad"] = np.full_like(batch["bad"], np.nan)
         return batch
 
 
-def main(workdir, total_steps, pause, fsdp=1, checkpoint_every=5):
-    """A run of its own process, to be stopped or killed."""
+def main(workdir, total_steps, pause, fsdp=1, checkpoint_every=5, stop_at=-1, kill_at=-1):
+    """A run of its own process, to be stopped or killed, by itself if it is told the step."""
     distributed.start(timeout=60)
     config = toy_config(total_steps=int(total_steps), parallel={"fsdp": int(fsdp)})
     config.run.update({"log_every": 1, "checkpoint_every": int(checkpoint_every)})
     config.task.pause = float(pause)
+    config.task.update({"stop_at": int(stop_at), "kill_at": int(kill_at)})
     alone = jax.process_count() == 1
     try:
         loop.fit(ToyTask(config), config, workdir, devices=jax.devices()[:1] if alone else None)
