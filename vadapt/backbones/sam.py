@@ -169,11 +169,13 @@ class SAMEncoder(nnx.Module):
         position_resize: how the position table is resized, a key of `positions.RESIZES`.
         neck: channels after the neck; None for no neck.
 
-    >>> model = sam("base", depth=2, global_blocks=[1], image_size=64, neck=8, rngs=nnx.Rngs(0))
-    >>> model(jnp.zeros((1, 64, 32, 3))).shape
+    >>> size = {"width": 16, "num_heads": 2, "patch_size": 4, "image_size": (16, 8), "neck": 8}
+    >>> model = SAMEncoder(depth=2, global_blocks=[1], window=2, **size, rngs=nnx.Rngs(0))
+    >>> images = jnp.zeros((1, 16, 8, 3))
+    >>> model(images).shape
     (1, 4, 2, 8)
-    >>> model.features(jnp.zeros((1, 64, 32, 3)), layers=0, as_grid=True).shape
-    (1, 4, 2, 768)
+    >>> model.features(images, layers=0, as_grid=True).shape
+    (1, 4, 2, 16)
     """
 
     num_extra = 0  # tokens before the patches

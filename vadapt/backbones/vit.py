@@ -116,10 +116,12 @@ class ViT(nnx.Module):
             embedding, the MLPs' activation; CLIP's towers differ from the rest in all three.
 
     >>> import jax
-    >>> model = ViT(width=8, depth=2, num_heads=2, patch_size=4, image_size=16, rngs=nnx.Rngs(0))
-    >>> model(jax.numpy.zeros((1, 16, 16, 3))).shape
-    (1, 17, 8)
-    >>> model.features(jax.numpy.zeros((1, 16, 24, 3)), as_grid=True).shape
+    >>> size = {"width": 8, "depth": 2, "num_heads": 2, "patch_size": 4, "image_size": (16, 24)}
+    >>> model = ViT(**size, rngs=nnx.Rngs(0))
+    >>> images = jax.numpy.zeros((1, 16, 24, 3))
+    >>> model(images).shape
+    (1, 25, 8)
+    >>> model.features(images, as_grid=True).shape
     (1, 4, 6, 8)
     """
 
