@@ -15,6 +15,7 @@ PACKAGE = ROOT / "vadapt"
 FLOORS = [
     {"errors", "command_line", "__init__"},
     {"partition", "remat", "sharding", "drawing", "kernels", "losses", "data", "metrics"},
+    {"nn"},
     {"backbones"},
     {"heads", "necks", "weights"},
     {"adapters"},

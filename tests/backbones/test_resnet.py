@@ -12,9 +12,9 @@ from tests.backbones.abstract import named
 from tests.backbones.drawn import drawn, in_bfloat16
 from tests.compiled import run
 from vadapt import remat
-from vadapt.backbones.convolutions import BatchNorm
 from vadapt.backbones.resnet import ResNet
 from vadapt.errors import ConfigError
+from vadapt.nn.convolutions import BatchNorm
 from vadapt.partition import Statistic, count, flatten, merge, split, variables
 
 # Learned numbers of the trunk: torchvision's totals less the classifier's; the V1c of 101 is the

@@ -10,9 +10,9 @@ from tests.backbones.abstract import named
 from tests.backbones.drawn import in_bfloat16
 from tests.compiled import run
 from vadapt import adapters, models
-from vadapt.backbones.positions import resize_relative
 from vadapt.backbones.sam import MapAttention, SAMEncoder, sam
 from vadapt.errors import ConfigError, ShapeError
+from vadapt.nn.positions import resize_relative
 from vadapt.partition import count, split, variables
 
 # Of the published encoders, necks and tables included.

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.compiled import run
-from vadapt.backbones.layers import gelu_exact, gelu_quick
 from vadapt.backbones.teachers import TEACHERS, kind_of, tower
 from vadapt.errors import ConfigError
+from vadapt.nn.activations import gelu_exact, gelu_quick
 from vadapt.partition import count, split
 
 

@@ -13,11 +13,11 @@ from tests import compiled
 from tests.backbones.drawn import drawn
 from vadapt import models
 from vadapt.backbones.graphs import GraphConv
-from vadapt.backbones.positions import resize_table
 from vadapt.backbones.vig import ViG, ViGBlock, cells, vig
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.heads.vig_classifier import ViGClassifier
 from vadapt.kernels.position_bias import PositionBias
+from vadapt.nn.positions import resize_table
 from vadapt.partition import count, flatten, merge, split
 from vadapt.training.step import StepOptions, init_state, make_step
 

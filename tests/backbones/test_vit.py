@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 
 from tests.compiled import run
-from vadapt.backbones.layers import Attention, RelativeBias, swiglu_hidden
 from vadapt.backbones.vit import VARIANTS, vit
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.heads.mae_decoder import MAEDecoder
+from vadapt.nn.attention import Attention, RelativeBias
+from vadapt.nn.mlp import swiglu_hidden
 from vadapt.partition import Constant, count, split, variables
 from vadapt.tasks.mae import MaskedAutoencoder
 

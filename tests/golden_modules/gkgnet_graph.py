@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from tests.golden_modules.fields import Fields, only
-from vadapt.backbones.positions import sincos_table
 from vadapt.backbones.vig import cells
 from vadapt.kernels.group_knn import distances, group_knn
 from vadapt.kernels.position_bias import PositionBias, position_bias
+from vadapt.nn.positions import sincos_table
 
 Arrays = dict[str, Any]
 

@@ -14,11 +14,11 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc, with_norms
 from tests.golden_modules.rein_backbones import nchw
 from vadapt.backbones.graphs import PARTS, GraphConv
-from vadapt.backbones.layers import gelu_exact
 from vadapt.backbones.vig import ViG, ViGBlock, cells
 from vadapt.heads.label_graph import LabelBlock, LabelGraph
 from vadapt.heads.vig_classifier import ViGClassifier
 from vadapt.losses.multilabel import label_losses
+from vadapt.nn.activations import gelu_exact
 from vadapt.partition import variables
 from vadapt.weights.load import with_arrays
 from vadapt.weights.tables import Rule, Table, convert, revert

@@ -11,10 +11,10 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
-from vadapt.backbones.layers import Block
-from vadapt.backbones.positions import resize_table, sincos_table
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify
+from vadapt.nn.blocks import Block
+from vadapt.nn.positions import resize_table, sincos_table
 from vadapt.tasks.mae import random_masking
 from vadapt.training.optim import warmup_cosine
 

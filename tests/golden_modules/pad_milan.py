@@ -7,10 +7,10 @@ from flax import nnx
 
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, build_backbone, imported, nhwc
-from vadapt.backbones.layers import gelu_quick
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
 from vadapt.heads.milan_decoder import PromptingBlock, PromptingDecoder
+from vadapt.nn.activations import gelu_quick
 from vadapt.tasks.mae import random_masking
 from vadapt.tasks.milan import MILAN, semantic_masking
 

@@ -9,9 +9,9 @@ from flax import nnx
 
 from tests.golden_modules.fields import Fields
 from vadapt import adapters
-from vadapt.backbones.convolutions import BatchNorm
 from vadapt.backbones.vit import ViT
 from vadapt.heads.mae_decoder import MAEDecoder
+from vadapt.nn.convolutions import BatchNorm
 from vadapt.tasks.mae import MaskedAutoencoder
 from vadapt.weights.load import match_weights, with_arrays
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.golden_modules.fields import Fields
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc
-from vadapt.backbones.positions import relative_position_index
+from vadapt.nn.positions import relative_position_index
 from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.mae import MaskedAutoencoder, random_masking
 from vadapt.training.optim import decays, layer_decay_scales, make_optimizer, warmup_cosine

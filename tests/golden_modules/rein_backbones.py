@@ -13,13 +13,13 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import RELATIVE, Arrays, imported, nhwc
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.families import CLIP, DINOV2
-from vadapt.backbones.layers import swiglu_hidden
-from vadapt.backbones.positions import resize_table
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
 from vadapt.necks.pyramid import pyramid
+from vadapt.nn.mlp import swiglu_hidden
+from vadapt.nn.positions import resize_table
 from vadapt.weights.load import match_weights
 
 SWIGLU = {"mlp": False, "swiglufused": True}

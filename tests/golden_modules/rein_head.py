@@ -11,10 +11,10 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
 from tests.golden_modules.rein_backbones import nchw
 from tests.golden_modules.rein_loss import settings_of_head
-from vadapt.backbones.positions import sine_positions
 from vadapt.heads.mask2former import Mask2FormerHead, semantic_scores
 from vadapt.heads.pixel_decoder import NUM_LEVELS, DeformableAttention, PixelDecoder, Sizes
 from vadapt.kernels.deformable_attention import deformable_attention
+from vadapt.nn.positions import sine_positions
 
 
 class Headed(nnx.Module):

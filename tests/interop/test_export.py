@@ -12,9 +12,9 @@ from tests.interop.references import RELATIVE, call, images, maps, relative_erro
 from tests.weights.test_convnext import small as small_convnext
 from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters, models
-from vadapt.backbones.layers import gelu_exact, gelu_quick, gelu_tanh
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.staged import Staged
+from vadapt.nn.activations import gelu_exact, gelu_quick, gelu_tanh
 from vadapt.weights.export import save_hugging_face
 
 TOY = {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "image_size": 32}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapt.backbones.positions import resize_table
+from vadapt.nn.positions import resize_table
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapt.backbones.positions import sincos_table
 from vadapt.errors import ShapeError
 from vadapt.kernels.position_bias import PositionBias, position_bias
+from vadapt.nn.positions import sincos_table
 
 CLOSE = 2e-6  # of a stored matrix, which is float32
 

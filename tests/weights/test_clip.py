@@ -7,10 +7,10 @@ from flax import nnx
 
 from tests.weights.test_load import official
 from vadapt import models
-from vadapt.backbones.layers import gelu_quick
 from vadapt.backbones.teachers import TEACHERS, Kind, Tower
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
+from vadapt.nn.activations import gelu_quick
 from vadapt.partition import Frozen, variables
 from vadapt.weights.clip import CLIP, CLIP_HF, SLIP
 from vadapt.weights.load import load_weights

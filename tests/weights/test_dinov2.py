@@ -7,8 +7,8 @@ import pytest
 from tests.backbones.abstract import named
 from tests.compiled import run
 from vadapt import models
-from vadapt.backbones.layers import swiglu_hidden
 from vadapt.errors import WeightsError
+from vadapt.nn.mlp import swiglu_hidden
 from vadapt.partition import Frozen, count, mark, split, variables
 from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
 from vadapt.weights.load import load_weights

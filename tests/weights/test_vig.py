@@ -6,11 +6,11 @@ from flax import nnx
 
 from tests.backbones.drawn import drawn
 from vadapt import models
-from vadapt.backbones.positions import resize_table
 from vadapt.backbones.vig import ViG
 from vadapt.errors import WeightsError
 from vadapt.heads.label_graph import LabelGraph
 from vadapt.heads.vig_classifier import ViGClassifier
+from vadapt.nn.positions import resize_table
 from vadapt.partition import variables
 from vadapt.weights.files import write_arrays
 from vadapt.weights.load import load_weights

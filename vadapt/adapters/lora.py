@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.layers import Branch, OptionalKey, dropout, split_key
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.blocks import Branch
+from vadapt.nn.drop import OptionalKey, dropout, split_key
 from vadapt.partition import Adapter
 
 # Projections that models have in one piece, and what the parts of their outputs are.

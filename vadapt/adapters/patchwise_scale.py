@@ -14,8 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.layers import Branch, LayerNorm, OptionalKey, dropout, split_key, uniform
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.blocks import Branch
+from vadapt.nn.drop import OptionalKey, dropout, split_key
+from vadapt.nn.linear import uniform
+from vadapt.nn.norms import LayerNorm
 from vadapt.partition import Adapter, Constant, mark
 
 FUSIONS = ("concat", "sum", "side", "gside")
@@ -149,7 +152,7 @@ def apply(
     The new model computes what the old one did, bit for bit, until its adapters are trained.
 
     Args:
-        model: anything whose `blocks` have an `mlp` branch (`vadapt.backbones.layers.Branch`).
+        model: anything whose `blocks` have an `mlp` branch (`vadapt.nn.blocks.Branch`).
         hidden: width of the bottleneck; h in the paper.
         scale: "patchwise" (the paper's gate), "learnable" (one a layer, from 0.5), or a number
             (one a layer, fixed; 0.5 is AdaptFormer's place in the paper's comparison).
@@ -172,7 +175,7 @@ def apply(
         raise ConfigError(
             f"patchwise_scale grafts beside the `mlp` branch of every block in `blocks`; "
             f"{type(model).__name__} has none. Give it a ViT or another model built of "
-            "vadapt.backbones.layers.Block."
+            "vadapt.nn.blocks.Block."
         )
     if any(isinstance(block.mlp, PatchwiseScaleBranch) for block in blocks):
         raise ConfigError("the model already has patchwise-scale adapters")

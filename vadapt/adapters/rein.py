@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.layers import uniform
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.linear import uniform
 from vadapt.partition import Adapter
 
 

@@ -19,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
-from vadapt.backbones.layers import OptionalKey, gelu_exact
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
 from vadapt.metrics.segmentation import IGNORE
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.drop import OptionalKey
 from vadapt.partition import Adapter, mark
 
 GUIDANCES = ("soft", "logits", "none")

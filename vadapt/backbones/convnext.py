@@ -9,9 +9,11 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.layers import LayerNorm, LayerScale, OptionalKey, drop_path, gelu_exact
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.drop import OptionalKey, drop_path
+from vadapt.nn.norms import LayerNorm, LayerScale
 
 # The published sizes: blocks and channels a stage.
 VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {

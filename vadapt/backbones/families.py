@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from vadapt.backbones.convnext import VARIANTS as CONVNEXTS
 from vadapt.backbones.convnext import convnext
-from vadapt.backbones.layers import gelu_quick, gelu_tanh
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import VARIANTS as SAMS
 from vadapt.backbones.sam import sam
 from vadapt.backbones.vig import VARIANTS as VIGS
 from vadapt.backbones.vig import vig
 from vadapt.backbones.vit import VARIANTS, vit
+from vadapt.nn.activations import gelu_quick, gelu_tanh
 
 Triple = tuple[float, float, float]
 

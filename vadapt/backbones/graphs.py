@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt.backbones.convolutions import FAN_IN, BatchNorm
-from vadapt.backbones.layers import OptionalKey, drop_path, gelu_exact, split_key
 from vadapt.errors import ShapeError
 from vadapt.kernels.group_knn import Bias, group_max_relative
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.convolutions import FAN_IN, BatchNorm
+from vadapt.nn.drop import OptionalKey, drop_path, split_key
 
 PARTS = 4  # of channels in the layer that mixes nodes with messages, whatever the groups of a graph
 

@@ -11,10 +11,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.convolutions import ConvNorm
-from vadapt.backbones.layers import OptionalKey
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.convolutions import ConvNorm
+from vadapt.nn.drop import OptionalKey
 
 # Blocks a stage; the first two have blocks of two 3x3 convolutions, the others bottlenecks.
 DEPTHS: dict[int, tuple[int, ...]] = {

@@ -18,17 +18,13 @@ from jaxtyping import Array, Float
 
 from vadapt import remat
 from vadapt.backbones.between import Between, begin
-from vadapt.backbones.layers import (
-    Block,
-    LayerNorm,
-    OptionalKey,
-    block_numbers,
-    split_key,
-    xavier_linear,
-)
-from vadapt.backbones.positions import resize_relative, resize_table
 from vadapt.backbones.vit import PatchEmbed, as_pair
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.blocks import Block, block_numbers
+from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.linear import xavier_linear
+from vadapt.nn.norms import LayerNorm
+from vadapt.nn.positions import resize_relative, resize_table
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {"width": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11)},

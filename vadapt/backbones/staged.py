@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from vadapt import remat
 from vadapt.backbones.between import Between, begin
-from vadapt.backbones.layers import OptionalKey, block_numbers, split_key
+from vadapt.nn.blocks import block_numbers
+from vadapt.nn.drop import OptionalKey, split_key
 
 
 class Staged(nnx.Module):

@@ -13,14 +13,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.convolutions import FAN_IN, ConvNorm
 from vadapt.backbones.graphs import GraphBlock
-from vadapt.backbones.layers import OptionalKey, gelu_exact
-from vadapt.backbones.positions import resize_table
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.kernels.group_knn import Bias
 from vadapt.kernels.position_bias import PositionBias, position_bias, table
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.convolutions import FAN_IN, ConvNorm
+from vadapt.nn.drop import OptionalKey
+from vadapt.nn.positions import resize_table
 
 ISOTROPIC: dict[str, Any] = {
     "stem_stride": 16,

@@ -13,19 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from vadapt import remat
 from vadapt.backbones.between import Between, begin
-from vadapt.backbones.layers import (
-    Attention,
-    Block,
-    LayerNorm,
-    OptionalKey,
-    RelativeBias,
-    block_numbers,
-    gelu_exact,
-    split_key,
-    uniform,
-)
-from vadapt.backbones.positions import Rotation, resize_table, rotary_angles, sincos_table
 from vadapt.errors import ConfigError, ShapeError, nearest
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.attention import Attention, RelativeBias
+from vadapt.nn.blocks import Block, block_numbers
+from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.linear import uniform
+from vadapt.nn.norms import LayerNorm
+from vadapt.nn.positions import Rotation, resize_table, rotary_angles, sincos_table
 from vadapt.partition import Constant
 
 # Sizes of MAE (arXiv:2111.06377) and DeiT; micro is for laptops and tests.
@@ -106,7 +101,7 @@ class ViT(nnx.Module):
             "shared" by all, or "both" (they add); None for none. Such a model is good for its
             image_size alone.
         mlp_ratio, mlp_hidden: hidden width of the MLPs over `width`, or that width itself.
-        swiglu, mlp_norm: gated MLPs, a norm inside them (see `layers.SwiGLU`).
+        swiglu, mlp_norm: gated MLPs, a norm inside them (see `mlp.SwiGLU`).
         qkv_bias, key_bias, proj_bias, mlp_bias: which linear layers have one; without
             `key_bias`, queries and values only.
         layer_scale: initial value of a learned factor a channel on both branches; None for none.

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt.backbones.graphs import GraphBlock
-from vadapt.backbones.layers import OptionalKey, split_key, uniform
 from vadapt.heads.linear import LabelPredictions
+from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.linear import uniform
 from vadapt.partition import Head, mark
 
 SMALL = nnx.initializers.normal(0.01)

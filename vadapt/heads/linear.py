@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt.backbones.convolutions import BatchNorm
-from vadapt.backbones.layers import OptionalKey
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
+from vadapt.nn.convolutions import BatchNorm
+from vadapt.nn.drop import OptionalKey
 from vadapt.partition import Head, mark
 
 

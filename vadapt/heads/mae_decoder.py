@@ -10,8 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
-from vadapt.backbones.layers import Block, LayerNorm, xavier_linear
-from vadapt.backbones.positions import resize_table, sincos_table
+from vadapt.nn.blocks import Block
+from vadapt.nn.linear import xavier_linear
+from vadapt.nn.norms import LayerNorm
+from vadapt.nn.positions import resize_table, sincos_table
 from vadapt.partition import Constant, Head, mark
 
 

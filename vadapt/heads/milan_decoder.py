@@ -9,8 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
-from vadapt.backbones.layers import Branch, LayerNorm, Mlp, xavier_linear
 from vadapt.heads.mae_decoder import MAEDecoder
+from vadapt.nn.blocks import Branch
+from vadapt.nn.linear import xavier_linear
+from vadapt.nn.mlp import Mlp
+from vadapt.nn.norms import LayerNorm
 
 
 class CrossAttention(nnx.Module):

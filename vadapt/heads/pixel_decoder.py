@@ -13,11 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt import remat
-from vadapt.backbones.layers import LayerNorm, uniform
-from vadapt.backbones.positions import sine_positions
 from vadapt.errors import ShapeError
 from vadapt.kernels.deformable_attention import deformable_attention
 from vadapt.losses.segmentation import resize_bilinear
+from vadapt.nn.linear import uniform
+from vadapt.nn.norms import LayerNorm
+from vadapt.nn.positions import sine_positions
 
 Map = Float[Array, "b _ _ _"]
 CAFFE2_XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")

@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt.backbones.convolutions import ConvNorm
-from vadapt.backbones.layers import OptionalKey, dropout, split_key
 from vadapt.losses.segmentation import cross_entropy, resize_bilinear
 from vadapt.metrics.segmentation import IGNORE
+from vadapt.nn.convolutions import ConvNorm
+from vadapt.nn.drop import OptionalKey, dropout, split_key
 from vadapt.partition import Head, mark
 
 

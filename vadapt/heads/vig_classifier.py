@@ -8,10 +8,11 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.convolutions import FAN_IN
 from vadapt.backbones.graphs import LinearNorm
-from vadapt.backbones.layers import OptionalKey, gelu_exact
 from vadapt.heads.linear import LabelPredictions
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.convolutions import FAN_IN
+from vadapt.nn.drop import OptionalKey
 from vadapt.partition import Head, mark
 
 

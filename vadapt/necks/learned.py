@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.convolutions import BatchNorm
-from vadapt.backbones.layers import LayerNorm, gelu_exact, uniform
 from vadapt.necks.pyramid import FACTORS, pyramid
+from vadapt.nn.activations import gelu_exact
+from vadapt.nn.convolutions import BatchNorm
+from vadapt.nn.linear import uniform
+from vadapt.nn.norms import LayerNorm
 from vadapt.partition import Head, mark
 
 Map = Float[Array, "b _ _ _"]

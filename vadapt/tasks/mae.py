@@ -14,13 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vadapt import models
-from vadapt.backbones.layers import OptionalKey
 from vadapt.backbones.vit import ViT
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet
 from vadapt.errors import ConfigError
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify, unpatchify
+from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import inputs
 from vadapt.tasks.probe import SceneProbe
 

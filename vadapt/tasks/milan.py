@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vadapt import models
-from vadapt.backbones.layers import OptionalKey
 from vadapt.backbones.teachers import Tower, kind_of
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, nearest
@@ -18,6 +17,7 @@ from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.heads.milan_decoder import PromptingDecoder
 from vadapt.losses.features import cosine_distance
 from vadapt.losses.reconstruction import patchify, unpatchify
+from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import inputs
 from vadapt.tasks.mae import MAETask, MaskedAutoencoder, Masking, random_masking
 

@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import models
-from vadapt.backbones.layers import OptionalKey, split_key
 from vadapt.backbones.staged import Staged
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
@@ -21,6 +20,7 @@ from vadapt.errors import ConfigError
 from vadapt.heads import label_head
 from vadapt.losses.multilabel import label_losses
 from vadapt.metrics.multilabel import Answers, label_scores
+from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.tasks import image_labels, inputs
 from vadapt.tasks.labelled import data_sets, with_progress
 

@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import models
 from vadapt.adapters import rein, spm
-from vadapt.backbones.layers import OptionalKey
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores
 from vadapt.necks import make_neck
+from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.sliding import Inference
 

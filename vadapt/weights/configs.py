@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from vadapt.backbones.convnext import ConvNeXt
-from vadapt.backbones.layers import SwiGLU, gelu_exact, gelu_quick, gelu_tanh, swiglu_hidden
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.vit import ViT
+from vadapt.nn.activations import gelu_exact, gelu_quick, gelu_tanh
+from vadapt.nn.mlp import SwiGLU, swiglu_hidden
 from vadapt.weights.clip import CLIP_HF
 from vadapt.weights.convnext import CONVNEXT_HF
 from vadapt.weights.dinov2 import DINOV2_HF

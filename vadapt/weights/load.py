@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 
 from vadapt import sharding
-from vadapt.backbones.positions import resample, resize_relative, resize_table
 from vadapt.errors import WeightsError
+from vadapt.nn.positions import resample, resize_relative, resize_table
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights.families import find_family, unwrapped
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vadapt.backbones.positions import RESIZES, resize_table, sincos_table, sine_positions
 from vadapt.errors import ConfigError, ShapeError
+from vadapt.nn.positions import RESIZES, resize_table, sincos_table, sine_positions
 
 
 def cubic_matrix(source: int, target: int, offset: float = 0.0) -> np.ndarray:
