@@ -16,8 +16,8 @@ from vadapt import remat
 from vadapt.errors import ShapeError
 from vadapt.kernels.deformable_attention import deformable_attention
 from vadapt.losses.segmentation import resize_bilinear
-from vadapt.nn.linear import uniform
-from vadapt.nn.norms import LayerNorm
+from vadapt.nn.mlp import FeedForward
+from vadapt.nn.norms import GroupNorm, LayerNorm
 from vadapt.nn.positions import sine_positions
 
 Map = Float[Array, "b _ _ _"]
@@ -28,27 +28,6 @@ NUM_LEVELS = 3  # of the encoder: strides 32, 16, 8
 @jax.tree_util.register_static
 class Sizes(tuple[tuple[int, int], ...]):
     """(rows, columns) of several maps; static where arrays are traced."""
-
-
-class GroupNorm(nnx.Module):
-    """A norm over groups of a map's channels, in float32, with a scale and a bias a channel."""
-
-    def __init__(self, width: int, num_groups: int, *, epsilon: float = 1e-5):
-        self.num_groups, self.epsilon = num_groups, epsilon
-        self.scale, self.bias = nnx.Param(jnp.ones((width,))), nnx.Param(jnp.zeros((width,)))
-
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        y = x.astype(jnp.float32)
-        groups = rearrange(y, "b h w (g c) -> b h w g c", g=self.num_groups)
-        mean = groups.mean(axis=(1, 2, 4), keepdims=True)
-        variance = jnp.square(groups - mean).mean(axis=(1, 2, 4), keepdims=True)
-        scale, bias = (
-            row[...].astype(jnp.float32).reshape(1, 1, 1, self.num_groups, -1)
-            for row in (self.scale, self.bias)
-        )
-        # One product and one sum a number, in this order.
-        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return (groups * scale + (bias - mean * scale)).reshape(x.shape).astype(x.dtype)
 
 
 class NormedConv(nnx.Module):
@@ -72,21 +51,6 @@ class NormedConv(nnx.Module):
 
     def __call__(self, x: Map) -> Map:
         return self.norm(self.conv(x))
-
-
-class FeedForward(nnx.Module):
-    """Two linear layers with a ReLU between them, initialised as Mask2Former's are."""
-
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            init = nnx.initializers.xavier_normal()
-            bias_init = uniform(inputs**-0.5)
-            return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=bias_init, rngs=rngs)
-
-        self.fc1, self.fc2 = linear(width, hidden), linear(hidden, width)
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.fc2(jax.nn.relu(self.fc1(x)))
 
 
 class DeformableAttention(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.nn.activations import gelu_exact
-from vadapt.nn.linear import xavier_linear
+from vadapt.nn.linear import uniform, xavier_linear
 from vadapt.nn.norms import LayerNorm
 
 
@@ -74,3 +74,18 @@ def swiglu_hidden(hidden: int) -> int:
     4096
     """
     return (int(hidden * 2 / 3) + 7) // 8 * 8
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with a ReLU between them, initialised as Mask2Former's are."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            init = nnx.initializers.xavier_normal()
+            bias_init = uniform(inputs**-0.5)
+            return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=bias_init, rngs=rngs)
+
+        self.fc1, self.fc2 = linear(width, hidden), linear(hidden, width)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.fc2(jax.nn.relu(self.fc1(x)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -40,3 +41,24 @@ class LayerScale(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return x * jnp.broadcast_to(self.gamma[...], x.shape)
+
+
+class GroupNorm(nnx.Module):
+    """A norm over groups of a map's channels, in float32, with a scale and a bias a channel."""
+
+    def __init__(self, width: int, num_groups: int, *, epsilon: float = 1e-5):
+        self.num_groups, self.epsilon = num_groups, epsilon
+        self.scale, self.bias = nnx.Param(jnp.ones((width,))), nnx.Param(jnp.zeros((width,)))
+
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        y = x.astype(jnp.float32)
+        groups = rearrange(y, "b h w (g c) -> b h w g c", g=self.num_groups)
+        mean = groups.mean(axis=(1, 2, 4), keepdims=True)
+        variance = jnp.square(groups - mean).mean(axis=(1, 2, 4), keepdims=True)
+        scale, bias = (
+            row[...].astype(jnp.float32).reshape(1, 1, 1, self.num_groups, -1)
+            for row in (self.scale, self.bias)
+        )
+        # One product and one sum a number, in this order.
+        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return (groups * scale + (bias - mean * scale)).reshape(x.shape).astype(x.dtype)
