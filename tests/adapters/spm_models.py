@@ -16,7 +16,8 @@ from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.vit import ViT
-from vadapt.losses.segmentation import cross_entropy, resize_bilinear
+from vadapt.losses.segmentation import cross_entropy
+from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Adapter, Head, mark, merge, variables
 from vadapt.weights.load import with_arrays
 
@@ -143,6 +144,7 @@ def step(graph, trainable, frozen, statistics, state, images, labels):
     def loss(trainable):
         scores, logits = merge(graph, trainable, frozen, statistics).with_logits(images)
         semantic = spm.semantic_loss(logits, labels)
+        scores = resize_bilinear(scores, labels.shape[1:])
         return cross_entropy(scores, labels) + spm.SEMANTIC_WEIGHT * semantic
 
     updates, state = OPTIMIZER.update(jax.grad(loss)(trainable), state)

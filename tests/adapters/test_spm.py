@@ -25,8 +25,8 @@ from tests.adapters.spm_models import (
 from tests.adapters.textures import textures
 from vadapt.adapters import spm
 from vadapt.backbones.convnext import ConvNeXt
-from vadapt.losses.segmentation import resize_bilinear
 from vadapt.metrics.segmentation import confusion_matrix, mean_iou
+from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Adapter, count, flatten, merge, split, variables
 from vadapt.remat import rematerialise
 from vadapt.weights.adapter_file import read_info

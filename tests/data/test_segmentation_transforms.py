@@ -20,7 +20,7 @@ from vadapt.data.segmentation_transforms import (
     ResizeToFit,
     balanced_offset,
     fit_size,
-    resize_bilinear,
+    resize_opencv,
 )
 from vadapt.data.transforms import apply_all
 from vadapt.errors import ConfigError
@@ -60,7 +60,7 @@ def record_of(height, width, seed=0):
 
 @pytest.mark.parametrize("size", RESIZED)
 def test_bilinear_is_opencvs_to_the_bit(size):
-    found = resize_bilinear(np.array(GREY, np.uint8)[..., None], size)
+    found = resize_opencv(np.array(GREY, np.uint8)[..., None], size)
     np.testing.assert_array_equal(found[..., 0], RESIZED[size])
 
 
@@ -71,7 +71,7 @@ def test_bilinear_is_opencvs_to_the_bit(size):
     value=st.integers(0, 255),
 )
 def test_a_flat_image_stays_flat_at_any_size(old, new, value):
-    found = resize_bilinear(np.full((*old, 3), value, np.uint8), new)
+    found = resize_opencv(np.full((*old, 3), value, np.uint8), new)
     # Both products are cut to whole numbers, in OpenCV too.
     assert np.abs(found.astype(int) - value).max() <= 1
 
@@ -148,7 +148,7 @@ def test_fitting_keeps_the_aspect_and_may_leave_the_mask(rng):
 def test_whole_images_are_resized_whatever_their_aspect(rng):
     record = {"image": rng.integers(0, 256, (4, 10, 3), np.uint8), "mask": np.eye(4, 10) > 0}
     resized = ResizeTo((6, 6))(record, rng)
-    np.testing.assert_array_equal(resized["image"], resize_bilinear(record["image"], (6, 6)))
+    np.testing.assert_array_equal(resized["image"], resize_opencv(record["image"], (6, 6)))
     assert resized["mask"].shape == (6, 6)
     with pytest.raises(ConfigError, match="in pixels"):
         ResizeTo((0, 6))

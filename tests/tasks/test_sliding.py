@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
-from vadapt.losses.segmentation import resize_bilinear
+from vadapt.nn.resize import resize_bilinear
 from vadapt.tasks.inputs import blank_padding
 from vadapt.tasks.sliding import Inference, slide, window_starts
 

@@ -19,11 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt import remat
+from vadapt.data.label_maps import IGNORE
 from vadapt.errors import ConfigError, ShapeError, nearest
-from vadapt.losses.segmentation import cross_entropy, resize_bilinear
-from vadapt.metrics.segmentation import IGNORE
+from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.activations import gelu_exact
 from vadapt.nn.drop import OptionalKey
+from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Adapter, mark
 
 GUIDANCES = ("soft", "logits", "none")
@@ -312,7 +313,11 @@ def semantic_loss(
 
     `SEMANTIC_WEIGHT` is its usual weight beside the head's loss.
     """
-    losses = [cross_entropy(each, labels, ignore=ignore) for each in logits]
+    size = labels.shape[1:]
+    losses = [
+        cross_entropy(resize_bilinear(each.astype(jnp.float32), size), labels, ignore=ignore)
+        for each in logits
+    ]
     return jnp.stack(losses).mean() if losses else jnp.zeros(())
 
 

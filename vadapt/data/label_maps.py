@@ -12,7 +12,7 @@ from jaxtyping import Int16, Integer, UInt8
 
 from vadapt.errors import DataError
 
-IGNORE = 255
+IGNORE = 255  # the label of pixels that no loss and no metric counts
 UNKNOWN = -1  # in a lookup table: a raw value that no rule names
 
 CITYSCAPES = (

@@ -30,7 +30,6 @@ __all__ = [
     "CLASSES",
     "DOMAINS",
     "FIELDS",
-    "IGNORE",
     "PALETTE",
     "THINGS",
     "VIEWS",
@@ -47,7 +46,6 @@ PALETTE: UInt8[np.ndarray, "k 3"] = np.array(
     ],
     np.uint8,
 )  # fmt: skip
-IGNORE = 255  # the mask value that no class has; unused by the scenes themselves
 THINGS = ("vehicle", "person", "sign")  # classes that have boxes
 DOMAINS = ("synthetic", "real")
 VIEWS = ("visible", "thermal")

@@ -21,7 +21,7 @@ from vadapt.errors import ConfigError
 _WEIGHT_BITS = 11  # of the weights of neighbours, as in OpenCV
 
 
-def resize_bilinear(
+def resize_opencv(
     image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
     """Resizes to (height, width) between the four nearest pixels, never more: no antialiasing.
@@ -121,7 +121,7 @@ class ResizeToFit:
         size = fit_size(height, width, longest, shortest)
         if self.masks:
             return _resized(record, size)
-        return record | {"image": resize_bilinear(record["image"], size)}
+        return record | {"image": resize_opencv(record["image"], size)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _padded(
 
 
 def _resized(record: Record, size: tuple[int, int]) -> Record:
-    record = record | {"image": resize_bilinear(record["image"], size)}
+    record = record | {"image": resize_opencv(record["image"], size)}
     if "mask" in record:
         record["mask"] = resize_nearest(record["mask"], size)
     return record

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt.losses.segmentation import cross_entropy, resize_bilinear
+from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.convolutions import BatchNorm
 from vadapt.nn.drop import OptionalKey
+from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Head, mark
 
 
@@ -55,7 +56,7 @@ class LinearHead(nnx.Module):
         key: OptionalKey = None,
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy at the labels' size; 255 is ignored."""
-        return {"loss_seg": cross_entropy(predictions, labels)}
+        return {"loss_seg": cross_entropy(self.scores(predictions, labels.shape[1:]), labels)}
 
 
 class LabelPredictions(NamedTuple):

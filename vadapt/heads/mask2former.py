@@ -15,12 +15,12 @@ from vadapt import remat
 from vadapt.errors import ConfigError
 from vadapt.heads.pixel_decoder import NUM_LEVELS, Map, PixelDecoder, size_of
 from vadapt.losses import mask2former as losses
-from vadapt.losses.segmentation import resize_bilinear
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.linear import uniform
 from vadapt.nn.mlp import FeedForward
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import sine_positions
+from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Head, mark
 
 

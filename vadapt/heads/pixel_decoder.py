@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 from vadapt import remat
 from vadapt.errors import ShapeError
 from vadapt.kernels.deformable_attention import deformable_attention
-from vadapt.losses.segmentation import resize_bilinear
 from vadapt.nn.mlp import FeedForward
 from vadapt.nn.norms import GroupNorm, LayerNorm
 from vadapt.nn.positions import sine_positions
+from vadapt.nn.resize import resize_bilinear
 
 Map = Float[Array, "b _ _ _"]
 CAFFE2_XAVIER = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")

@@ -5,7 +5,6 @@ Source: UPerNet, arXiv:1807.10221; FCN, arXiv:1411.4038; as in mmsegmentation.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt.losses.segmentation import cross_entropy, resize_bilinear
-from vadapt.metrics.segmentation import IGNORE
+from vadapt.data.label_maps import IGNORE
+from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.convolutions import ConvNorm
 from vadapt.nn.drop import OptionalKey, dropout, split_key
+from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Head, mark
 
 
@@ -151,15 +151,15 @@ class UPerNet(nnx.Module):
         self, predictions: Predictions, labels: Int[Array, "b h w"], key: OptionalKey = None
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy of both heads at the labels' size."""
-        loss = functools.partial(
-            cross_entropy,
-            ignore=self.ignore,
-            average_all=self.average_all,
-            align_corners=self.align_corners,
-        )
-        losses = {"loss_seg": loss(predictions.logits, labels)}
+
+        def loss(logits: Array) -> Array:
+            logits = self._resized(logits.astype(jnp.float32), labels.shape[1:])
+            options: Any = {"ignore": self.ignore, "average_all": self.average_all}
+            return cross_entropy(logits, labels, **options)
+
+        losses = {"loss_seg": loss(predictions.logits)}
         if predictions.auxiliary is not None:
-            losses["loss_auxiliary"] = self.auxiliary_weight * loss(predictions.auxiliary, labels)
+            losses["loss_auxiliary"] = self.auxiliary_weight * loss(predictions.auxiliary)
         return losses
 
 

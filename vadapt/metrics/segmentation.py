@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
 
+from vadapt.data.label_maps import IGNORE
 from vadapt.errors import ConfigError, nearest
-
-IGNORE = 255
 
 
 class Confusion(NamedTuple):

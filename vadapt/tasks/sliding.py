@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError
-from vadapt.losses.segmentation import resize_bilinear
+from vadapt.nn.resize import resize_bilinear
 
 # From images to the scores of every class at every pixel of them, [b, h, w, c] to [b, h, w, k].
 Score = Callable[[Float[Array, "b h w c"]], Float[Array, "b h w k"]]
