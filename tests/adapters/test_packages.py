@@ -15,7 +15,7 @@ from tests.adapters.spm_models import (
     two_tasks,
     with_logits,
 )
-from vadapt.adapters import packages
+from vadapt import packages
 from vadapt.errors import ConfigError
 from vadapt.partition import split
 
