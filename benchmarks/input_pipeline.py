@@ -64,8 +64,8 @@ def draw(count: int) -> list[np.ndarray]:
     return pictures
 
 
-def write_tree(root: Path, kind: str, pictures: list[np.ndarray]) -> None:
-    """One sub-set of `NAMES` files, with 200 candidates an image of 20 to 200 pixels.
+def write_tree(root: Path, kind: str, pictures: list[np.ndarray], count: int = NAMES) -> None:
+    """One sub-set of `count` files, with 200 candidates an image of 20 to 200 pixels.
 
     A picture has many names: grain's shuffling takes 1 ms an element of 16, next to nothing from
     thousands on, as MSIP has.
@@ -74,7 +74,7 @@ def write_tree(root: Path, kind: str, pictures: list[np.ndarray]) -> None:
     folder = root / "scenes" / IMAGES
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
-    names = [f"{number:07}{suffix}" for number in range(NAMES)]
+    names = [f"{number:07}{suffix}" for number in range(count)]
     rois = {}
     for number, name in enumerate(names):
         if number < len(pictures):
@@ -203,6 +203,7 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=48, help="files of each kind")
+    parser.add_argument("--names", type=int, default=NAMES, help="that these files go by")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--out", type=Path, help="a JSON file to write; the tables go beside it")
@@ -218,7 +219,7 @@ def main() -> None:
     }
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
-            write_tree(Path(folder), kind, pictures)
+            write_tree(Path(folder), kind, pictures, options.names)
             source = Msip(folder)
             report["kinds"][kind] = {
                 "bytes": _mean_bytes(source),

@@ -63,11 +63,11 @@ class Worker:
     def runs(self) -> bool:
         return "missing" not in self.result
 
-    def round(self) -> None:
-        """Some seconds of steps."""
-        steps = max(1, math.ceil(SECONDS / self.result["step_seconds"]))
-        if self.runs and (seconds := self._answer(steps)):
-            self.result["rounds"].append(self.batch / seconds)
+    def round(self, seconds: float) -> None:
+        """Steps of so many seconds; at least one."""
+        steps = max(1, math.ceil(seconds / self.result["step_seconds"]))
+        if self.runs and (took := self._answer(steps)):
+            self.result["rounds"].append(self.batch / took)
 
     def close(self) -> None:
         """Ends it."""
@@ -86,7 +86,9 @@ class Worker:
             self.result["missing"] = f"failed (exit code {self._process.exitcode})"
 
 
-def measure(rows: Sequence[Row], job: Any, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    rows: Sequence[Row], job: Any, rounds: int, seconds: float = SECONDS
+) -> list[dict[str, Any]]:
     """The rows of one comparison, timed in turns; `job` (what they do alike) has a `batch`."""
     workers: list[Worker] = []
     try:
@@ -98,7 +100,7 @@ def measure(rows: Sequence[Row], job: Any, rounds: int) -> list[dict[str, Any]]:
             # Forth and back, so that no row always follows the same one.
             for worker in workers[:: -1 if number % 2 else 1]:
                 if worker.runs:
-                    worker.round()
+                    worker.round(seconds)
     finally:
         for worker in workers:
             worker.close()

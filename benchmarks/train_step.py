@@ -33,7 +33,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.side_by_side import Missing, Row, Training, judge, measure, table
+from benchmarks.side_by_side import SECONDS, Missing, Row, Training, judge, measure, table
 from configs import pad_msip
 
 TOTAL_STEPS = 10_000  # of the schedule; more than any run here takes
@@ -51,6 +51,7 @@ class Job(NamedTuple):
     batch: int
     platform: str
     threads: int
+    depth: int  # blocks of the backbone and of the decoder; 0: the recipe's
 
     @property
     def precision(self) -> str:
@@ -63,6 +64,8 @@ class Job(NamedTuple):
         config.model.weights = ""
         config.batch_size, config.total_steps = self.batch, TOTAL_STEPS
         config.eval.probe_scenes = 0
+        if self.depth:
+            config.task.decoder_depth = self.depth
         config.parallel.step.compute_dtype, config.parallel.step.accumulate = self.precision, 1
         config.parallel.frozen_dtype = self.precision
         return config
@@ -73,7 +76,9 @@ class Job(NamedTuple):
 
         config = self.config("pad")
         task = config.task
-        return VARIANTS[config.model.backbone.removeprefix("vit_")] | {
+        variant = VARIANTS[config.model.backbone.removeprefix("vit_")]
+        return variant | {
+            "depth": self.depth or variant["depth"],
             "image_size": config.data.image_size[0],
             "decoder_width": task.decoder_width,
             "decoder_depth": task.decoder_depth,
@@ -95,6 +100,8 @@ def vadapt_training(job: Job, paradigm: str) -> Training:
 
     config = job.config(paradigm)
     task = MAETask(config)
+    if job.depth:
+        task.backbone_options = {**task.backbone_options, "depth": job.depth}
     parts = split(task.build(), config.trainable)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     program = make_program(parts, task.loss, config, mesh)
@@ -273,7 +280,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs="+", choices=list(BATCHES["cpu"]))
     parser.add_argument("--batch", type=int, help="by default what suits the device")
+    parser.add_argument("--depth", type=int, default=0, help="blocks, instead of the recipe's")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a row in a round")
     who = list(dict.fromkeys(row.who for row in ROWS))
     parser.add_argument("--who", nargs="+", choices=who, default=who)
     parser.add_argument("--out", type=Path, help="a JSON file to write; the table goes beside it")
@@ -290,11 +299,11 @@ def main() -> None:
     pages = []
     for size in options.size or (["micro", "small"] if platform == "cpu" else ["base"]):
         batch = options.batch or BATCHES.get(platform, BATCHES["gpu"])[size]
-        job = Job(size, batch, platform, threads or 1)
+        job = Job(size, batch, platform, threads or 1, options.depth)
         rows: list[dict[str, Any]] = []
         for pair in dict.fromkeys(row.pair for row in ROWS):
             chosen = [row for row in ROWS if row.pair == pair and row.who in options.who]
-            results = measure(chosen, job, options.rounds)
+            results = measure(chosen, job, options.rounds, options.seconds)
             judge(results, flops_per_image(job, pair), kind)
             rows += results
         report["sizes"].append(job._asdict() | {"precision": job.precision, "rows": rows})
