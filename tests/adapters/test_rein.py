@@ -153,23 +153,31 @@ def test_scale_zero_is_the_frozen_network_bit_for_bit(plain, grafted, images):
 
 
 def test_class_token_and_registers_pass_unchanged(plain, grafted, images):
-    x = plain.embed(images)
-    plainly, refined = plain.blocks[0](x), grafted.layers()[0](x)
+    @jax.jit
+    def first_blocks(images):
+        x = plain.embed(images)
+        return plain.blocks[0](x), grafted.layers()[0](x)
+
+    plainly, refined = first_blocks(images)
     np.testing.assert_array_equal(refined[:, :EXTRA], plainly[:, :EXTRA])
     assert (jnp.abs(refined - plainly)[:, EXTRA:] > 1e-3).mean() > 0.9
 
 
 def test_features_are_refined_and_feed_the_next_block(grafted, images):
     first, last = run(grafted, images, "features", layers=[0, 2], norm=False)
-    blocks = grafted.layers()
-    x = blocks[0](grafted.embed(images))
-    np.testing.assert_allclose(first, x, atol=1e-5)
-    x = blocks[2](blocks[1](x))
-    np.testing.assert_allclose(last, x, atol=1e-5)
-    np.testing.assert_allclose(run(grafted, images), grafted.norm(x), atol=1e-5)
-    np.testing.assert_allclose(
-        run(grafted, images, "with_attention")[0], grafted.norm(x), atol=1e-5
-    )
+
+    @jax.jit
+    def by_hand(images):
+        blocks = grafted.layers()
+        one = blocks[0](grafted.embed(images))
+        other = blocks[2](blocks[1](one))
+        return one, other, grafted.norm(other)
+
+    one, other, normed = by_hand(images)
+    np.testing.assert_allclose(first, one, atol=1e-5)
+    np.testing.assert_allclose(last, other, atol=1e-5)
+    np.testing.assert_allclose(run(grafted, images), normed, atol=1e-5)
+    np.testing.assert_allclose(run(grafted, images, "with_attention")[0], normed, atol=1e-5)
 
 
 def test_order_of_tokens_only_orders_the_queries(grafted, images):
@@ -236,7 +244,8 @@ def gradients(model, images, policy):
         return flatten(jax.jit(jax.grad(loss))(parts.trainable))
 
 
-def test_every_number_has_a_gradient_the_same_under_rematerialisation(grafted, images):
+def test_every_number_has_a_gradient_the_same_under_rematerialisation(images):
+    grafted = randomised(vadapt.adapt(dinov2(depth=2), "rein", **SMALL))
     kept = gradients(grafted, images, "none")
     again = gradients(grafted, images, "blocks")
     for path, gradient in kept.items():
@@ -261,6 +270,7 @@ def test_unshared_layers_each_have_their_own(plain, images):
 def test_bfloat16_stays_bfloat16(grafted, images):
     parts = split(grafted)
 
+    @jax.jit
     def half(tree):
         return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
 
@@ -297,10 +307,12 @@ def test_stages_get_a_rein_each_and_their_queries_add_up():
     model = randomised(vadapt.adapt(plain, "rein", **SMALL))
     assert set(flatten(split(model).frozen)) == set(variables(plain))
     assert model.adapter[1].tokens_b.shape == (2, 3, 6)
-    np.testing.assert_allclose(
-        rein.queries(model), model.adapter[0].queries() + model.adapter[1].queries(), rtol=1e-6
-    )
-    for found, before in zip(model.features(maps), plain.features(maps), strict=True):
+    queries = jax.jit(
+        lambda: [rein.queries(model), *(adapter.queries() for adapter in model.adapter)]
+    )()
+    np.testing.assert_allclose(queries[0], queries[1] + queries[2], rtol=1e-6)
+    features = jax.jit(lambda maps: [list(one.features(maps)) for one in (model, plain)])(maps)
+    for found, before in zip(*features, strict=True):
         assert found.shape == before.shape
         assert jnp.abs(found - before).max() > 1e-3
     with pytest.raises(ConfigError, match="stages"):

@@ -26,12 +26,17 @@ from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import merge, split
 
 
+def matched_again(model, maps):
+    return [one(x).output for one, x in zip(model.between.matchers, maps, strict=False)]
+
+
 @pytest.mark.parametrize("name", ["vit", "convnext"])
 def test_raw_taps_are_the_stages_outputs_and_matched_ones_what_goes_on(name, trunks, images):
     models = [randomised(vadapt.adapt(trunks[name], "spm", **SMALL, tap=tap)) for tap in spm.TAPS]
     matched, raw = (run(unnormed, model, images) for model in models)
-    for spm_matcher, one, other in zip(models[0].between.matchers, matched, raw, strict=False):
-        np.testing.assert_allclose(spm_matcher(other).output, one, **TOLERANCE)
+    outputs = run(matched_again, models[0], raw)
+    for output, one, other in zip(outputs, matched, raw, strict=False):
+        np.testing.assert_allclose(output, one, **TOLERANCE)
         assert jnp.abs(one - other).max() > 1e-2
     np.testing.assert_allclose(matched[-1], raw[-1], **TOLERANCE)
     taps = models[0].between.taps
@@ -42,9 +47,13 @@ def test_raw_taps_are_the_stages_outputs_and_matched_ones_what_goes_on(name, tru
 
 def test_output_norms_act_on_what_is_seen_and_not_on_what_goes_on(trunks, images):
     model = randomised(vadapt.adapt(trunks["convnext"], "spm", **SMALL))
-    bare = run(unnormed, model, images)
-    for i, found in enumerate(run(spm.matched, model, images).maps):
-        np.testing.assert_allclose(found, model.leave(bare[i], i), **TOLERANCE)
+
+    def left(model, images):
+        return [model.leave(x, i) for i, x in enumerate(unnormed(model, images))]
+
+    found, expected = run(spm.matched, model, images).maps, run(left, model, images)
+    for one, other in zip(found, expected, strict=False):
+        np.testing.assert_allclose(one, other, **TOLERANCE)
 
 
 def test_matchers_before_the_first_stage_and_after_the_last(trunks, images):
@@ -119,7 +128,8 @@ def test_attention_sees_the_matched_tokens(trunks, images):
 
 def test_bfloat16_stays_bfloat16(trunks, images):
     parts = split(randomised(vadapt.adapt(trunks["convnext"], "spm", **SMALL, sem_stride=2)))
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (parts.trainable, parts.frozen))
+    cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree))
+    half = cast((parts.trainable, parts.frozen))
     found = run(spm.matched, merge(parts.graph, *half, parts.state), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
 

@@ -170,9 +170,13 @@ def test_drop_path_acts_with_a_key_and_grows():
     images = pixels(4, 32, 32)
     first, last = (stage[0] for stage in made.stages)
     assert (first.drop_path_rate, last.drop_path_rate) == (0.0, 0.9)
-    x = made.enter(made.enter(images, 0), 1)
-    draw = jax.jit(jax.vmap(lambda key: last(x, key)))
-    dropped = draw(jax.random.split(jax.random.key(0), 8))
+
+    @jax.jit
+    def draw(images, keys):
+        x = made.enter(made.enter(images, 0), 1)
+        return x, jax.vmap(lambda key: last(x, key))(keys)
+
+    x, dropped = draw(images, jax.random.split(jax.random.key(0), 8))
     # Of 32 maps about 0.9^2 lose both branches.
     same = (dropped == x[None]).all(axis=(2, 3, 4)).mean()
     assert 0.6 < same < 1.0
@@ -180,7 +184,8 @@ def test_drop_path_acts_with_a_key_and_grows():
 
 def test_half_precision_keeps_distances_and_norms_in_float32(model):
     parts = split(model, "everything")
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parts.trainable)
+    cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree))
+    half = cast(parts.trainable)
     found = run(merge(parts.graph, half, parts.frozen, parts.state), pixels(1, 32, 32))
     assert found.dtype == jnp.bfloat16
     # A neighbour may be another one, so that single numbers differ.
