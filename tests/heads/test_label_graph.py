@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.backbones.drawn import drawn
+from tests.compiled import run
 from vadapt import models
 from vadapt.backbones.vig import vig
 from vadapt.errors import ConfigError
@@ -94,7 +95,7 @@ def test_all_variables_are_the_heads(head):
 
 
 def test_labels_take_from_places_that_there_are(head, maps):
-    found = head(maps)
+    found = run("__call__", head, maps)
     assert found.logits.shape == (2, 3)
     for ids, (height, width) in zip(found.chosen, SIZES, strict=True):
         assert ids.shape == (2, 2, 3, 2)
@@ -102,17 +103,22 @@ def test_labels_take_from_places_that_there_are(head, maps):
 
 
 def test_a_logit_is_the_labels_own(head, maps):
-    labels, _ = head.nodes(maps)
-    mean = maps[-1].mean(axis=(1, 2))
-    own = jnp.einsum("bld,dm->blm", labels, head.fc1.kernel[...])
-    own = np.diagonal(own, axis1=1, axis2=2) + head.fc1.bias[...][None]
-    np.testing.assert_allclose(head.logits(labels, mean), own + head.fc2(mean), rtol=1e-5)
+    @jax.jit
+    def parts(maps):
+        labels, _ = head.nodes(maps)
+        mean = maps[-1].mean(axis=(1, 2))
+        return labels, head.fc2(mean), head.logits(labels, mean)
+
+    labels, shared, found = parts(maps)
+    own = np.einsum("bld,dm->blm", labels, head.fc1.kernel[...])
+    own = np.diagonal(own, axis1=1, axis2=2) + np.asarray(head.fc1.bias[...])
+    np.testing.assert_allclose(found, own + shared, rtol=1e-5)
 
 
 def test_labels_know_nothing_of_each_other(head, maps):
     other = nnx.clone(head)
     other.table[...] = head.table[...].at[1].add(1.0)
-    found, expected = other(maps).logits, head(maps).logits
+    found, expected = (run("__call__", one, maps).logits for one in (other, head))
     np.testing.assert_array_equal(found[:, [0, 2]], expected[:, [0, 2]])
     assert np.abs(found[:, 1] - expected[:, 1]).min() > 0
 
@@ -123,10 +129,10 @@ def test_it_reads_blocks_of_a_frozen_vit():
     assert [len(blocks) for blocks in head.blocks] == [1, 1, 1, 2]
 
     @jax.jit
-    def run(images):
+    def call(images):
         return head(model.features(images, (0, 1, 2, 3), as_grid=True))
 
-    found = run(jnp.ones((1, 16, 16, 3)))
+    found = call(jnp.ones((1, 16, 16, 3)))
     assert [ids.shape for ids in found.chosen] == [(1, 2, 3, 2)] * 4
     assert np.isfinite(found.logits).all()
 
@@ -154,10 +160,11 @@ def test_everything_in_it_learns(maps):
 
 def test_drop_path_acts_with_a_key(maps):
     head = made(drop_path_rates=(0.0, 0.9))
-    plain = head(maps).logits
+    plain = run("__call__", head, maps).logits
     found = jax.jit(lambda key: head(maps, key).logits)(jax.random.key(0))
     assert np.abs(found - plain).max() > 1e-3
-    np.testing.assert_array_equal(made(drop_path_rates=(0.0, 0.0))(maps).logits, plain)
+    never = made(drop_path_rates=(0.0, 0.0))
+    np.testing.assert_array_equal(run("__call__", never, maps).logits, plain)
 
 
 def test_the_linear_head_reads_the_last_maps_mean(maps):
@@ -183,8 +190,9 @@ def test_half_precision_gives_logits_of_it(name, maps):
     options = {"k": 2} if name == "label_graph" else {}
     head = label_head(name, WIDTHS, 3, **options, rngs=nnx.Rngs(0))
     parts = split(head)
-    half, images = (
-        jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree) for tree in (parts.trainable, maps)
-    )
-    head = nnx.merge(parts.graph, half, parts.frozen, parts.state)
-    assert jax.eval_shape(lambda: head(images).logits).dtype == jnp.bfloat16
+
+    def logits(trees):
+        half, images = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trees)
+        return nnx.merge(parts.graph, half, parts.frozen, parts.state)(images).logits
+
+    assert jax.eval_shape(logits, (parts.trainable, maps)).dtype == jnp.bfloat16

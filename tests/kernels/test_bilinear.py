@@ -50,11 +50,18 @@ def test_centres_of_pixels_are_read_as_they_are(rng):
 
 def test_labels_are_read_as_their_one_hot_maps(rng, points):
     labels = jnp.asarray(rng.choice([0, 1, 2, 3, IGNORED, 7], size=(2, 6, 7)), jnp.int32)
-    hot = jax.nn.one_hot(labels, 4)
-    expected = bilinear.sample(hot, points)
-    np.testing.assert_allclose(bilinear.sample_labels(labels, points, 4), expected, atol=1e-7)
-    each = jnp.broadcast_to(points[:, None], (2, 4, *points.shape[1:]))
-    found = bilinear.sample_label(labels, each)
+
+    @jax.jit
+    def samples(labels, points):
+        each = jnp.broadcast_to(points[:, None], (2, 4, *points.shape[1:]))
+        return (
+            bilinear.sample(jax.nn.one_hot(labels, 4), points),
+            bilinear.sample_labels(labels, points, 4),
+            bilinear.sample_label(labels, each),
+        )
+
+    expected, together, found = samples(labels, points)
+    np.testing.assert_allclose(together, expected, atol=1e-7)
     np.testing.assert_allclose(found, jnp.moveaxis(expected, -1, 1), atol=1e-7)
 
 
