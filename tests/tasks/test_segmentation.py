@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import linear_dinov2, pad_soda, spm_cityscapes
+from tests import compiled
 from vadapt import adapters, models, predict
 from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
 from vadapt.data.sources import Joined
@@ -98,7 +99,9 @@ def test_only_the_head_learns_and_every_term_is_reported():
     batch = {name: jnp.asarray(value) for name, value in next(task.stream()).items()}
     shapes = {name: (value.shape, value.dtype) for name, value in batch.items()}
     assert shapes == {k: (v.shape, v.dtype) for k, v in task.batch_shapes().items()}
-    loss, terms = task.loss(model, batch, jax.random.key(0))
+    loss, terms = compiled.run(
+        lambda model, batch: task.loss(model, batch, jax.random.key(0)), model, batch
+    )
     assert set(terms) == {"loss_seg"}
     np.testing.assert_allclose(loss, np.log(len(CLASSES)), atol=0.5)
 
