@@ -52,7 +52,7 @@ def test_output_norms_act_on_what_is_seen_and_not_on_what_goes_on(trunks, images
         return [model.leave(x, i) for i, x in enumerate(unnormed(model, images))]
 
     found, expected = run(spm.matched, model, images).maps, run(left, model, images)
-    for one, other in zip(found, expected, strict=False):
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, **TOLERANCE)
 
 
