@@ -24,6 +24,7 @@ import numpy as np
 
 from tests.golden_modules import TOPICS
 from tests.golden_modules.fields import Fields
+from tests.golden_modules.programs import split_floats
 
 GOLDENS = Path(__file__).parent / "goldens"
 # One file of builders a topic, in tests/golden_modules (<system>.py, or TOPICS says); its MODULES:
@@ -34,6 +35,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 # Where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
 # array) -> which of its numbers count.
 Arrays = dict[str, Any]
+Sides = dict[str, Arrays]
 SIDES = ("param", "in")
 Builder = Callable[[Fields, Arrays, Arrays], Arrays]
 Counts = Callable[[str, np.ndarray], np.ndarray]
@@ -133,15 +135,19 @@ def _compare(
 
     # Gradients without cotangents are those of a total.
     cotangents = golden["cot"] or ({"total": 1.0} if golden["grad/param"] else {})
-    floats, rest = _split_floats({"param": params, "in": inputs})
+    floats, rest = split_floats({"param": params, "in": inputs})
+    # Gradients that no file expects would be most of many programs.
+    wanted, held = _split_wanted(floats, golden)
+
+    def loss(wanted: Sides, held: Sides, cotangents: Arrays) -> tuple[Any, Arrays]:
+        outputs = run(*({**wanted[side], **held[side], **rest[side]} for side in SIDES))
+        terms = [jnp.sum(outputs[name] * cot) for name, cot in cotangents.items()]
+        return sum(terms, jnp.zeros(())), outputs
+
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def gradients(cotangents: Arrays) -> Any:
-        def loss(floats: dict[str, Arrays]) -> tuple[Any, Arrays]:
-            outputs = run({**floats["param"], **rest["param"]}, {**floats["in"], **rest["in"]})
-            terms = [jnp.sum(outputs[name] * cot) for name, cot in cotangents.items()]
-            return sum(terms, jnp.zeros(())), outputs
-
-        (_, outputs), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(floats)
+        (_, outputs), grads = program(wanted, held, cotangents)
         return outputs, grads
 
     outputs, grads = gradients(cotangents) if cotangents else (run(params, inputs), {})
@@ -157,7 +163,8 @@ def _compare(
     every = {"grad": grads}
     for name, cotangent in cotangents.items():
         if any(golden[f"grad/{name}/{side}"] for side in SIDES):
-            every[f"grad/{name}"] = gradients({name: cotangent})[1]
+            alone = {key: np.zeros_like(cot) for key, cot in cotangents.items()}
+            every[f"grad/{name}"] = gradients({**alone, name: cotangent})[1]
     for group, grads in every.items():
         for side in SIDES:
             for name, expected in golden[f"{group}/{side}"].items():
@@ -200,17 +207,16 @@ def _to_jax(arrays: Arrays) -> Arrays:
     }
 
 
-def _split_floats(sides: dict[str, Arrays]) -> tuple[dict[str, Arrays], dict[str, Arrays]]:
-    def pick(arrays: Arrays, floating: bool) -> Arrays:
-        return {
-            name: value
-            for name, value in arrays.items()
-            if jnp.issubdtype(value.dtype, jnp.floating) == floating
-        }
-
+def _split_wanted(floats: Sides, golden: Golden) -> tuple[Sides, Sides]:
+    """The arrays of which a file gives gradients, and the others."""
+    names: dict[str, set[str]] = {side: set() for side in SIDES}
+    for group, expected in golden.groups.items():
+        side = group.rpartition("/")[2]
+        if group.startswith("grad/"):
+            names[side] |= {_input_name(name, x, floats[side]) for name, x in expected.items()}
     return (
-        {side: pick(arrays, True) for side, arrays in sides.items()},
-        {side: pick(arrays, False) for side, arrays in sides.items()},
+        {side: {k: v for k, v in floats[side].items() if k in names[side]} for side in SIDES},
+        {side: {k: v for k, v in floats[side].items() if k not in names[side]} for side in SIDES},
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from tests.golden_modules.fields import Fields, only
+from tests.golden_modules.programs import compiled
 from vadapt.backbones.vig import cells
 from vadapt.kernels.group_knn import distances, group_knn
 from vadapt.kernels.position_bias import PositionBias, position_bias
@@ -57,4 +58,4 @@ def relative_positions(config: Fields, params: Arrays, inputs: Arrays) -> Arrays
     return found
 
 
-MODULES = {"group_knn": neighbours, "relative_pos": relative_positions}
+MODULES = {"group_knn": compiled(neighbours), "relative_pos": compiled(relative_positions)}

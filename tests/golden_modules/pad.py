@@ -9,6 +9,7 @@ from flax import nnx
 from tests.golden_modules import pad_milan, pad_recipe, pad_roi, pad_segmentation
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
+from tests.golden_modules.programs import compiled
 from vadapt import adapters
 from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
 from vadapt.heads.mae_decoder import MAEDecoder
@@ -177,11 +178,11 @@ MODULES = {
     "Block": block,
     "MaskedAutoencoderViT": masked_autoencoder,
     "MaskedAutoencoderViT.forward_decoder": decoder,
-    "patchify/forward_loss": patchify_loss,
+    "patchify/forward_loss": compiled(patchify_loss),
     "get_2d_sincos_pos_embed": sincos,
-    "interpolate_pos_embed": interpolate,
-    "load_checkpoint pos_embed": interpolate,
-    "adjust_learning_rate": learning_rate,
+    "interpolate_pos_embed": compiled(interpolate),
+    "load_checkpoint pos_embed": compiled(interpolate),
+    "adjust_learning_rate": compiled(learning_rate),
     **pad_recipe.MODULES,
     **pad_roi.MODULES,
     **pad_milan.MODULES,

@@ -7,6 +7,7 @@ from flax import nnx
 
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, build_backbone, imported, nhwc
+from tests.golden_modules.programs import compiled
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
 from vadapt.heads.milan_decoder import PromptingBlock, PromptingDecoder
@@ -121,7 +122,7 @@ def milan(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
 
 MODULES = {
     "Block_fordecoder": prompting_block,
-    "CLIP visual teacher": clip_teacher,
-    "DINO ViT teacher": dino_teacher,
+    "CLIP visual teacher": compiled(clip_teacher),
+    "DINO ViT teacher": compiled(dino_teacher),
     "MILAN MaskedAutoencoderViT": milan,
 }

@@ -18,6 +18,7 @@ from tests.golden_modules.pad_models import (
     scale_options,
     with_norms,
 )
+from tests.golden_modules.programs import compiled
 from vadapt import adapters
 from vadapt.backbones.vit import ViT
 from vadapt.heads.upernet import UPerNet
@@ -187,7 +188,7 @@ def layer_decay_groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays
 
 
 MODULES = {
-    "slide_inference": slide_inference,
+    "slide_inference": compiled(slide_inference),
     "MAE_adapt segmentation backbone": backbone,
     "UPerHead + FCNHead": upernet,
     "LayerDecayOptimizerConstructor": layer_decay_groups,

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import RELATIVE, Arrays, imported, nhwc
+from tests.golden_modules.programs import compiled
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.families import CLIP, DINOV2
 from vadapt.backbones.resnet import ResNet
@@ -216,6 +217,6 @@ def convert(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
 MODULES = {
     "DinoVisionTransformer": dinov2,
     "CLIPVisionTransformer": clip,
-    "dinov2_interpolate_pos_encoding": interpolate_positions,
+    "dinov2_interpolate_pos_encoding": compiled(interpolate_positions),
     "convert_dinov2": convert,
 }

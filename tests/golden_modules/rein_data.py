@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.golden_modules.fields import Fields, same
 from tests.golden_modules.pad_models import Arrays, nhwc
+from tests.golden_modules.programs import compiled
 from vadapt.data.label_maps import CITYSCAPES_IDS, IGNORE, lookup_table, mapillary_ids
 from vadapt.data.photometric import PhotometricDistortion, PhotometricDraws, distort
 from vadapt.data.segmentation_transforms import balanced_offset, short_edge_size
@@ -124,5 +125,5 @@ MODULES = {
     "ResizeShortestEdge": short_edge,
     "label_maps": label_maps,
     "DGIoUMetric": domain_iou,
-    "slide_inference": slide_merge,
+    "slide_inference": compiled(slide_merge),
 }

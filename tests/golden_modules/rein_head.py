@@ -9,6 +9,7 @@ from flax import nnx
 
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from tests.golden_modules.programs import compiled
 from tests.golden_modules.rein_backbones import nchw
 from tests.golden_modules.rein_loss import settings_of_head
 from vadapt.heads.mask2former import Mask2FormerHead, semantic_scores
@@ -191,9 +192,9 @@ def scores(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
 MODULES = {
     "ms_deform_attn": attend,
     "MultiScaleDeformableAttention": attention_module,
-    "SinePositionalEncoding": positions,
+    "SinePositionalEncoding": compiled(positions),
     "MSDeformAttnPixelDecoder": pixel_decoder,
     "ReinMask2FormerHead": head,
     "Mask2FormerHead": head,
-    "semantic_inference": scores,
+    "semantic_inference": compiled(scores),
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays
+from tests.golden_modules.programs import compiled
 from vadapt.training.optim import decay_mask, rate_factors, warmup_polynomial
 from vadapt.weights.dinov2 import DINOV2
 from vadapt.weights.rein import REIN, with_rein
@@ -118,6 +119,6 @@ def undecayed(factors: list[tuple[str, float]]) -> str:
 
 
 MODULES = {
-    "lr_schedule": schedule,
+    "lr_schedule": compiled(schedule),
     "PEFTOptimWrapperConstructor": groups,
 }

@@ -9,6 +9,7 @@ from flax import nnx
 
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc
+from tests.golden_modules.programs import compiled
 from tests.golden_modules.rein_adapter import grafted
 from tests.golden_modules.rein_backbones import build_dinov2
 from tests.golden_modules.rein_head import build_head
@@ -120,4 +121,4 @@ def predict(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     }
 
 
-MODULES = {"EncoderDecoder(loss)": train_step, "EncoderDecoder(slide)": predict}
+MODULES = {"EncoderDecoder(loss)": train_step, "EncoderDecoder(slide)": compiled(predict)}
