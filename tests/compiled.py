@@ -1,6 +1,9 @@
 """Models called in compiled programs: one by one, their operations compile for much longer."""
 
+import ctypes
 import functools
+import gc
+import platform
 
 import jax
 from flax import nnx
@@ -34,3 +37,11 @@ def _method(name):
         return getattr(model, name)(*arguments, **static)
 
     return call
+
+
+def drop_all():
+    """Let go of all programs and of their memory."""
+    jax.clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":  # it keeps what was freed, in pieces, unless asked
+        ctypes.CDLL(None).malloc_trim(0)

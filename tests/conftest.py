@@ -1,10 +1,8 @@
 """Strict defaults for every test: 8 virtual CPU devices, no silent dtype or rank promotion."""
 
-import ctypes
 import functools
 import gc
 import os
-import platform
 import shutil
 import tempfile
 
@@ -18,9 +16,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import jax
 import pytest
 from jax._src.interpreters import partial_eval
-from jaxtyping import install_import_hook
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import quick_random, typechecker
+from tests.compiled import drop_all
 from tests.costs import (  # noqa: F401  pytest calls these
     pytest_runtest_logreport,
     pytest_sessionfinish,
@@ -30,7 +29,7 @@ from tests.costs import (  # noqa: F401  pytest calls these
 from tests.recipes import two_blocks  # noqa: F401
 
 # Shapes in signatures are checked while testing only; users never pay for it.
-install_import_hook(["vadapt"], f"{typechecker.__name__}.check")
+typechecker.install()
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -55,15 +54,18 @@ def pytest_configure(config):
         config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
-def pytest_collection_modifyitems(items):
-    """Keep what shares fixtures and programs on one worker: a file, or a part of a long one."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            part = item.get_closest_marker("part")
-            name = item.nodeid.partition("::")[0]
-            if part is not None:
-                name += ":" + part.args[0].format(**item.callspec.params)
-            item.add_marker(pytest.mark.xdist_group(name))
+class ByFile(LoadScopeScheduling):
+    """Keeps a file on one worker, for its fixtures and programs; or what has one parameter."""
+
+    SPLIT = ("tests/test_parity.py", "tests/test_configs.py", "tests/test_recipes_whole.py")
+
+    def _split_scope(self, nodeid):
+        file, _, test = nodeid.partition("::")
+        return file + test[test.find("[") :] if file in self.SPLIT and "[" in test else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 def pytest_collection_finish():
@@ -76,10 +78,7 @@ def pytest_collection_finish():
 def drop_programs():
     """Let go of a module's programs: kept until the end they would be gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":  # it keeps what was freed, in pieces, unless asked
-        ctypes.CDLL(None).malloc_trim(0)
+    drop_all()
 
 
 @pytest.fixture

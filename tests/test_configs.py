@@ -23,14 +23,12 @@ PARADIGMS = {
 }
 
 
-@pytest.mark.part("{name}")
 @pytest.mark.usefixtures("two_blocks")
 @pytest.mark.parametrize("name", [name for name in DISTINCT if name not in DEAR])
 def test_every_config_trains_on_scenes(name, tmp_path):
     assert_trains(shrunk(name), tmp_path)
 
 
-@pytest.mark.part("{name}")
 @pytest.mark.usefixtures("two_blocks")
 @pytest.mark.parametrize("name", DEAR)
 def test_every_config_with_a_dear_head_has_a_loss_on_scenes(name):
@@ -53,7 +51,6 @@ def test_every_config_with_a_dear_head_has_a_loss_on_scenes(name):
     assert found["loss"] > 0
 
 
-@pytest.mark.part("{paradigm}")
 @pytest.mark.usefixtures("two_blocks")
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_the_papers_other_paradigms_are_arguments(paradigm, tmp_path):

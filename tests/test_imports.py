@@ -14,7 +14,8 @@ PACKAGE = ROOT / "vadapt"
 # models: it knows the partition, and no task.
 FLOORS = [
     {"errors", "command_line", "__init__"},
-    {"partition", "packages", "remat", "sharding", "drawing", "kernels", "losses", "data", "metrics"},
+    {"partition", "packages", "remat", "sharding", "drawing"}
+    | {"kernels", "losses", "data", "metrics"},
     {"nn"},
     {"backbones"},
     {"heads", "necks", "weights"},

@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 
 from tests import parity
+from tests.compiled import drop_all
 from tests.golden_modules import pad
 from tests.golden_modules.fields import Fields
 
 FILES = sorted(parity.GOLDENS.rglob("*.npz"))
 
 
-@pytest.mark.part("{path.stem}")
+@pytest.fixture(autouse=True)
+def drop_programs_of_each_case():
+    """No two cases share a program; those of all would be gigabytes."""
+    yield
+    drop_all()
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_golden_case_passes(path):
     verdict = parity.check(path)

@@ -12,13 +12,11 @@ from vadapt import plan
 pytestmark = pytest.mark.plans
 
 
-@pytest.mark.part("trains {name}")
 @pytest.mark.parametrize("name", DEAR)
 def test_every_config_with_a_dear_head_trains_on_scenes(name, tmp_path):
     assert_trains(shrunk(name, blocks=6), tmp_path)
 
 
-@pytest.mark.part("{name}")
 @pytest.mark.usefixtures("as_in_training")
 @pytest.mark.parametrize("name", DISTINCT)
 def test_every_config_is_planned(name):
