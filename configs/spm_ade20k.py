@@ -72,7 +72,6 @@ def common(backbone: str) -> ConfigDict:
     model.backbone, model.weights, options, task.layers = BACKBONES[backbone]
     model.options = ConfigDict(options)
     task.norm = False
-    task.semantic_weight = 0.4  # of the matchers' class maps beside the head's loss
     config.neck = ConfigDict({"name": "none" if task.layers == STAGES else "pyramid"})
     config.head = ConfigDict({"name": "upernet", "average_all": False})
 
@@ -91,7 +90,7 @@ def trains(config: ConfigDict, way: str) -> None:
     slower = [(r"(head|neck)/.*", 0.1)]
     config.method = ConfigDict({"name": "none"})
     if way == "spm":
-        config.method = ConfigDict({"name": "spm", "hidden": 64, "steps": 3})
+        config.method = ConfigDict({"name": "spm", "hidden": 64, "steps": 3, "loss_weight": 0.4})
     if way == "rein":
         config.method = ConfigDict({"name": "rein", "query_width": None})
         slower.append((r"backbone/adapter/.*", 0.1))

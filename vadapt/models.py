@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
@@ -127,14 +128,21 @@ def _known(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-def graft(model: Any, method: Any, *, seed: int = 0) -> Any:
+def graft(
+    model: Any, method: Any, *, known: Mapping[str, Any] = MappingProxyType({}), seed: int = 0
+) -> Any:
     """The model with the method of `config.method` in its backbone; "none" changes nothing.
 
     Fields: `name`, and the options of that method's `apply`.
+
+    Args:
+        known: what the data say, such as `num_classes`: a method that needs it and is not given
+            it as an option takes it from here.
     """
-    options = {key: value for key, value in method.items() if key != "name"}
     if method["name"] == "none":
         return model
+    needed = {key: known[key] for key in adapters.needs(method["name"]) if key in known}
+    options = needed | {key: value for key, value in method.items() if key != "name"}
     rngs = nnx.Rngs(seed)
     if not hasattr(model, "backbone"):
         return adapters.apply(model, method["name"], **options, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Rematerialisation: a step says what to keep for its backward pass, blocks are called here."""
+"""Rematerialisation and scanning: a step says how blocks are to be run, which are called here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 _policy: contextvars.ContextVar[str] = contextvars.ContextVar("policy", default="none")
+_scan: contextvars.ContextVar[bool] = contextvars.ContextVar("scan", default=False)
 
 
 @contextlib.contextmanager
@@ -43,16 +44,39 @@ def rematerialise(policy: str) -> Iterator[None]:
         _policy.reset(token)
 
 
-def call(block: nnx.Module, *args: Any) -> Any:
-    """`block(*args)`, under the policy of the step that is being traced."""
+@contextlib.contextmanager
+def scanned(wanted: bool = True) -> Iterator[None]:
+    """Alike blocks in a row that are traced inside become one loop of the compiled program.
+
+    It compiles in half the time and takes more memory: the blocks' weights are stacked. DINOv2-L
+    with LoRA, compiled for v5e: 20 s and 5.1 GiB of temporaries, against 37 s and 2.2 GiB.
+    """
+    token = _scan.set(wanted)
+    try:
+        yield
+    finally:
+        _scan.reset(token)
+
+
+def is_scanned() -> bool:
+    """Whether the step that is being traced scans over depth."""
+    return _scan.get()
+
+
+def call(block: nnx.Module, *args: Any, function: Callable[..., Any] | None = None) -> Any:
+    """`block(*args)`, under the policy of the step that is being traced.
+
+    Args:
+        function: called as function(block, *args) instead.
+    """
     policy = POLICIES[_policy.get()]
     if policy is None:
-        return block(*args)
+        return block(*args) if function is None else function(block, *args)
     graph, state = nnx.split(block)
 
     def forward(state: Any, args: Any) -> Any:
         block = nnx.merge(graph, state)
-        result = block(*args)
+        result = block(*args) if function is None else function(block, *args)
         return result, nnx.state(block, nnx.Not(nnx.Param))
 
     result, variables = jax.checkpoint(forward, policy=policy)(state, args)

@@ -72,8 +72,16 @@ def with_logits(model, images):
     return model.with_logits(images)
 
 
+def matched(model, images, **options):
+    """The maps that a head takes, and what matchers predicted on the way."""
+    staged = hasattr(model, "stages")
+    taps = range(model.depth) if staged else spm.stage_ends(model.depth, SMALL["num_stages"])
+    features = model.extract(images, tuple(taps), as_grid=True, **options)
+    return features.maps, features.outputs["class_maps"]
+
+
 def unnormed(model, images):
-    return spm.matched(model, images, norm=False).maps
+    return matched(model, images, norm=False)[0]
 
 
 def seen(trunk, images, name):
@@ -127,11 +135,9 @@ class Segmenter(nnx.Module):
 
     def with_logits(self, images):
         """The head's logits, and those of the matchers."""
-        if self.backbone.between is None:
-            taps = range(len(self.backbone.stages))
-            return self.head(self.backbone.features(images, taps, as_grid=True)), ()
-        maps, logits = spm.matched(self.backbone, images)
-        return self.head(maps), logits
+        taps = range(len(self.backbone.stages))
+        features = self.backbone.extract(images, taps, as_grid=True)
+        return self.head(features.maps), features.outputs.get("class_maps", ())
 
 
 OPTIMIZER = optax.adam(1e-2)
@@ -145,7 +151,7 @@ def step(graph, trainable, frozen, statistics, state, images, labels):
         scores, logits = merge(graph, trainable, frozen, statistics).with_logits(images)
         semantic = spm.semantic_loss(logits, labels)
         scores = resize_bilinear(scores, labels.shape[1:])
-        return cross_entropy(scores, labels) + spm.SEMANTIC_WEIGHT * semantic
+        return cross_entropy(scores, labels) + 0.4 * semantic
 
     updates, state = OPTIMIZER.update(jax.grad(loss)(trainable), state)
     return optax.apply_updates(trainable, updates), state

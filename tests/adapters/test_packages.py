@@ -29,7 +29,7 @@ def test_a_package_alone_adapts_a_plain_model_under_its_head(tasks, trunks, imag
     vadapt.save_adapter(tmp_path / "task.safetensors", tasks[1])
     plain = Segmenter(trunks["resnet"], trunks["resnet"].widths, CLASSES)
     restored = vadapt.adapt_from(plain, tmp_path / "task.safetensors")
-    assert plain.backbone.between is None
+    assert not plain.backbone.hooks
     outputs = [run(call, model, images) for model in (restored, tasks[1])]
     np.testing.assert_array_equal(*outputs)
 

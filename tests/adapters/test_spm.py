@@ -16,6 +16,7 @@ from tests.adapters.spm_models import (
     Segmenter,
     call,
     draw,
+    matched,
     matcher,
     randomised,
     run,
@@ -27,6 +28,7 @@ from vadapt.adapters import spm
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.metrics.segmentation import confusion_matrix, mean_iou
 from vadapt.nn.resize import resize_bilinear
+from vadapt.nn.tokens import Tokens
 from vadapt.partition import Adapter, count, flatten, merge, split, variables
 from vadapt.remat import rematerialise
 from vadapt.weights.adapter_file import read_info
@@ -49,7 +51,7 @@ def number(widths, num_classes, hidden, **options):
     options = {"num_classes": num_classes, "hidden": hidden, **options}
 
     def build():
-        return spm.SPM(places, widths, places, **options, rngs=nnx.Rngs(0))
+        return spm.SPM(places, widths, len(widths), **options, rngs=nnx.Rngs(0))
 
     shapes = nnx.eval_shape(build)
     assert all(isinstance(value, Adapter) for value in variables(shapes).values())
@@ -103,7 +105,7 @@ def test_check_2_a_fresh_matcher_changes_nothing(steps):
 def test_check_2_a_fresh_graft_is_the_frozen_trunk_bit_for_bit(name, options, trunks, images):
     trunk = trunks[name]
     fresh = vadapt.adapt(trunk, "spm", **SMALL, **options)
-    assert trunk.between is None
+    assert not trunk.hooks
     assert set(flatten(split(fresh).frozen)) == set(flatten(split(trunk).frozen))
     (maps, logits), last = run(matched_and_called, fresh, images)
     expected, plainly = run(seen_and_called, trunk, images, name=name)
@@ -113,7 +115,7 @@ def test_check_2_a_fresh_graft_is_the_frozen_trunk_bit_for_bit(name, options, tr
 
 
 def matched_and_called(model, images):
-    return spm.matched(model, images), model(images)
+    return matched(model, images), model(images)
 
 
 def seen_and_called(trunk, images, name):
@@ -147,8 +149,8 @@ def gradients(name, trunks, images, **options):
 
     def losses(trainable):
         model = merge(parts.graph, trainable, parts.frozen, parts.state)
-        found = spm.matched(model, images)
-        return jnp.square(found.maps[-1]).mean(), spm.semantic_loss(found.logits, labels)
+        maps, logits = matched(model, images)
+        return jnp.square(maps[-1]).mean(), spm.semantic_loss(logits, labels)
 
     @jax.jit
     def both(trainable):
@@ -283,14 +285,12 @@ def test_check_8_maps_of_any_size_keep_their_shape(shape, sem_stride):
 
 def test_check_8_class_token_and_registers_pass_and_patches_are_row_major(trunks, images):
     model = randomised(vadapt.adapt(trunks["vit"], "spm", **SMALL))
-    tokens = draw(2, 3 + 4 * 6, 8)
-    raw, onward = model.between.begin(images)(1, tokens)
-    assert raw is onward
-    np.testing.assert_array_equal(onward[:, :3], tokens[:, :3])
-    grid = tokens[:, 3:].reshape(2, 4, 6, 8)
-    expected = model.between.matchers[0](grid).output.reshape(2, 24, 8)
-    np.testing.assert_array_equal(onward[:, 3:], expected)
-    assert jnp.abs(onward - tokens)[:, 3:].min() > 0
+    tokens = Tokens(draw(2, 3 + 4 * 6, 8), num_special=3, grid=(4, 6))
+    onward, _ = model.between.after(1, tokens, model.between.start(images))
+    np.testing.assert_array_equal(onward.special, tokens.special)
+    expected = model.between.matchers[0](tokens.map).output.reshape(2, 24, 8)
+    np.testing.assert_array_equal(onward.patches, expected)
+    assert jnp.abs(onward.patches - tokens.patches).min() > 0
 
 
 # Check 9: locality.

@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 
 from vadapt.errors import ConfigError, nearest
-from vadapt.partition import Adapter, Prompt, flatten, split
+from vadapt.partition import Adapter, Prompt, flatten, split, variables
 from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.hub import local_adapter
 
@@ -25,12 +25,39 @@ def apply(model: Any, method: str, **options: Any) -> Any:
     Raises:
         ConfigError: no such method, or the model lacks what the method grafts onto.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    adapted = importlib.import_module(f"vadapt.adapters.{method}").apply(model, **options)
+    adapted = _module(method).apply(model, **options)
+    if len(_added(adapted)) <= len(_added(model)):
+        raise ConfigError(
+            f"{method} took hold nowhere in this {type(model).__name__}: it would train no weight; "
+            "see its options"
+        )
     kept = {"name": method, **{key: options[key] for key in sorted(options) if key != "rngs"}}
     adapted.grafted = (*getattr(model, "grafted", ()), _hashable(kept))
     return adapted
+
+
+def needs(method: str) -> tuple[str, ...]:
+    """Options of a method that the data know: "num_classes".
+
+    Raises:
+        ConfigError: no such method.
+    """
+    return getattr(_module(method), "NEEDS", ())
+
+
+def _module(method: str) -> Any:
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+    return importlib.import_module(f"vadapt.adapters.{method}")
+
+
+def _added(model: Any) -> dict[str, Any]:
+    """What methods have added to a model, by path."""
+    return {
+        path: value
+        for path, value in variables(model).items()
+        if isinstance(value, Adapter | Prompt)
+    }
 
 
 def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:

@@ -8,7 +8,9 @@ the code's; see `STARTS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,8 @@ from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.linear import uniform
+from vadapt.nn.tokens import Tokens
+from vadapt.nn.trunk import Hook, add_hook, hooks_of
 from vadapt.partition import Adapter
 
 
@@ -100,12 +104,20 @@ class LayerLinear(nnx.Module):
         return self
 
 
-class Rein(nnx.Module):
+class Shared(NamedTuple):
+    """What all refined blocks share in a forward pass."""
+
+    tokens: Float[Array, "l m d"]
+    values: Float[Array, "l m d"]
+
+
+class Rein(Hook):
     """Tokens of some blocks, and the layers that turn them into corrections and into queries.
+
+    Patches are refined; class token, registers and prompts pass unchanged.
 
     Args:
         layers: numbers of the refined blocks; tokens are listed in this order.
-        num_extra: tokens before the patches, which pass unchanged.
         num_tokens: a layer; m in the paper.
         rank: of the tokens of a layer; None for tokens of full rank.
         query_width: of the object queries; None leaves them out, for heads with their own.
@@ -126,7 +138,6 @@ class Rein(nnx.Module):
         layers: Sequence[int],
         width: int,
         *,
-        num_extra: int = 0,
         num_tokens: int = 100,
         rank: int | None = 16,
         query_width: int | None = 256,
@@ -142,7 +153,7 @@ class Rein(nnx.Module):
         first = STARTS[start]
         if num_tokens < 1 or (rank is not None and rank < 1):
             raise ConfigError(f"{num_tokens} tokens of rank {rank}; both start at 1")
-        self.layers, self.num_extra, self.softmax = tuple(layers), num_extra, softmax
+        self.layers, self.softmax = tuple(layers), softmax
         self.rank, depth = rank, len(self.layers)
         outputs = width if rank is None else (width * rank) ** 0.5
         init = uniform((6 / (3 * patch_size**2 + outputs)) ** 0.5)
@@ -170,14 +181,26 @@ class Rein(nnx.Module):
             return self.tokens[...]
         return jnp.einsum("lmr,lrd->lmd", self.tokens_a[...], self.tokens_b[...])
 
-    def around(self, blocks: Sequence[Callable[..., Array]]) -> list[Callable[..., Array]]:
-        """The blocks to call in place of these; what all images share is computed here, once."""
+    def start(self, images: Float[Array, "b h w c"]) -> Shared:
         tokens = self.all_tokens()
-        values = self.token_to_feature(tokens).at[:, 0].set(0.0)
-        wrapped = list(blocks)
-        for i, layer in enumerate(self.layers):
-            wrapped[layer] = Refined(blocks[layer], self, i, tokens[i], values[i])
-        return wrapped
+        return Shared(tokens, self.token_to_feature(tokens).at[:, 0].set(0.0))
+
+    def acts(self, number: int) -> bool:
+        return number in self.layers
+
+    def after(self, number: int, x: Tokens, state: Shared) -> tuple[Tokens, Shared]:
+        layer = self.layers.index(number)
+        scale = None if self.scale is None else self.scale[...]
+        weights = (state.tokens[layer], state.values[layer], *self.delta.of(layer), scale)
+        patches = x.array if x.array.ndim == 4 else x.patches
+        return x.with_patches(refine(patches, *weights, softmax=self.softmax)), state
+
+    def outputs(self, state: Shared, found: Mapping[str, Any]) -> dict[str, Any]:
+        """The object queries as "queries"; of stages that have a Rein each, their sum."""
+        if self.transform is None:
+            return {}
+        queries = self.queries()
+        return {"queries": found["queries"] + queries if "queries" in found else queries}
 
     def queries(self) -> Float[Array, "m q"]:
         """The tokens as object queries: largest, mean and last over the layers, merged.
@@ -193,31 +216,6 @@ class Rein(nnx.Module):
         return self.merge(pooled.reshape(pooled.shape[0], -1))
 
 
-class Refined(nnx.Module):
-    """A block whose output is refined; made anew in every forward pass."""
-
-    def __init__(
-        self,
-        block: Callable[..., Array],
-        rein: Rein,
-        number: int,
-        tokens: Float[Array, "m d"],
-        values: Float[Array, "m d"],
-    ):
-        self.block, self.rein, self.number = block, rein, number
-        self.tokens, self.values = nnx.Param(tokens), nnx.Param(values)
-
-    def __call__(self, x: Float[Array, "b *n c"], *args: Any) -> Float[Array, "b *m d"]:
-        x, rein = self.block(x, *args), self.rein
-        scale = None if rein.scale is None else rein.scale[...]
-        weights = (self.tokens[...], self.values[...], *rein.delta.of(self.number), scale)
-        if not rein.num_extra:
-            return refine(x, *weights, softmax=rein.softmax)
-        extra, patches = jnp.split(x, [rein.num_extra], axis=1)
-        patches = refine(patches, *weights, softmax=rein.softmax)
-        return jnp.concatenate([extra, patches], axis=1)
-
-
 def apply(
     model: Any,
     *,
@@ -225,11 +223,10 @@ def apply(
     rngs: nnx.Rngs | None = None,
     **options: Any,
 ) -> Any:
-    """Grafts Rein after blocks of a model, as its `adapter`; the given model stays as it is.
+    """Apply Rein after blocks of a model, as its `adapter`; the given model stays as it is.
 
     Args:
-        model: a backbone that calls its blocks through `adapter.around`, such as ViT: of `blocks`,
-            or of `stages` of blocks with `widths`, which get a Rein each.
+        model: a backbone of `blocks`, or of `stages` of blocks, which get a Rein each.
         layers: numbers of the refined blocks, negative from the end; None for all. The released
             SAM refines those with global attention.
         options: those of `Rein` from `num_tokens` on.
@@ -243,24 +240,20 @@ def apply(
     >>> count(split(model).trainable) == 6 * 16 * (100 + 96) + 2 * (96 * 96 + 96) + 1
     True
     """
-    if getattr(model, "adapter", "no place") is not None:
-        raise ConfigError(
-            f"Rein is grafted as the `adapter` of a model of blocks; {type(model).__name__} has "
-            + ("one already" if hasattr(model, "adapter") else "no place for one")
-        )
     options["rngs"] = rngs or nnx.Rngs(0)
     model = nnx.clone(model)
-    if hasattr(model, "stages"):
-        if layers is not None:
-            raise ConfigError(f"all blocks of a model of stages are refined, not {tuple(layers)}")
-        stages = zip(model.stages, model.widths, strict=True)
-        model.adapter = nnx.List(
-            [Rein(range(len(blocks)), width, **options) for blocks, width in stages]
-        )
+    if not hasattr(model, "stages"):
+        chosen = chosen_layers(layers, len(getattr(model, "blocks", ())))
+        add_hook(model, "adapter", Rein(chosen, model.width, **options))
         return model
-    chosen = chosen_layers(layers, len(model.blocks))
-    extra = getattr(model, "num_extra", 0)
-    model.adapter = Rein(chosen, model.width, num_extra=extra, **options)
+    if layers is not None:
+        raise ConfigError(f"all blocks of a model of stages are refined, not {tuple(layers)}")
+    numbers = itertools.count()
+    stages = [
+        Rein([next(numbers) for _ in blocks], width, **options)
+        for blocks, width in zip(model.stages, model.widths, strict=True)
+    ]
+    add_hook(model, "adapter", stages)
     return model
 
 
@@ -273,11 +266,10 @@ def chosen_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
 
 
 def queries(model: Any) -> Float[Array, "m q"]:
-    """The object queries of a grafted model; of stages, their sum.
+    """The object queries of an adapted model, without a pass of images; of stages, their sum.
 
     Raises:
         ConfigError: its tokens are not linked to queries.
     """
-    if isinstance(model.adapter, Rein):
-        return model.adapter.queries()
-    return jnp.stack([rein.queries() for rein in model.adapter]).sum(axis=0)
+    found = [hook.queries() for hook in hooks_of(model) if isinstance(hook, Rein)]
+    return functools.reduce(jnp.add, found)

@@ -9,27 +9,26 @@ Source: Prompt-Matched Semantic Segmentation, arXiv:2208.10159 (its abstracts).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt import remat
 from vadapt.data.label_maps import IGNORE
-from vadapt.errors import ConfigError, ShapeError, nearest
+from vadapt.errors import ConfigError, nearest
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.activations import gelu_exact
-from vadapt.nn.drop import OptionalKey
 from vadapt.nn.resize import resize_bilinear
+from vadapt.nn.tokens import Tokens
+from vadapt.nn.trunk import Hook, add_hook
 from vadapt.partition import Adapter, mark
 
 GUIDANCES = ("soft", "logits", "none")
 TAPS = ("matched", "raw")
-SEMANTIC_WEIGHT = 0.4  # of the semantic loss beside the head's; lambda
+NEEDS = ("num_classes",)  # options that the data know
 SMALL = nnx.initializers.truncated_normal(0.02)
 
 Map = Float[Array, "b h w d"]
@@ -176,20 +175,28 @@ def _depthwise(conv: nnx.Conv, x: Map) -> Map:
     return sum(parts, jnp.broadcast_to(conv.bias[...], x.shape))
 
 
-class SPM(nnx.Module):
-    """The matchers of a model, by the number of the block or stage that each comes after.
+class Carried(NamedTuple):
+    """What a forward pass carries from matcher to matcher."""
+
+    logits: tuple[Array, ...] = ()  # of every matcher and step so far, [b, h, w, k]
+    guide: Array | None = None  # of the last matcher
+
+
+class SPM(Hook):
+    """The matchers of a model, by the number of the block that each comes after.
+
+    They give "class_maps": the interim logits of every matcher and step, which `losses` takes.
 
     Args:
         places: these numbers, in order; -1 for before the first.
         widths: channels at every place.
-        taps: numbers of the blocks or stages where a head looks, the last of them the model's last.
-        patch_size, num_extra: where blocks give tokens and not maps: side of a patch, and tokens
-            before the patches, which pass unchanged.
+        last: number of the model's last block.
         num_classes, hidden: K and d in the formulas.
         carry: the last guide of a matcher is what the first step of the next embeds.
         share_sem: one classifier and one set of embeddings for all matchers.
         tap: what is seen of a stage: "matched" what goes on to the next, "raw" its output. What
             comes after the last stage is always seen.
+        loss_weight: of the semantic loss beside the head's; lambda.
         options: those of `Matcher`.
 
     Raises:
@@ -200,23 +207,21 @@ class SPM(nnx.Module):
         self,
         places: Sequence[int],
         widths: Sequence[int],
-        taps: Sequence[int],
+        last: int,
         *,
-        patch_size: int | None = None,
-        num_extra: int = 0,
         num_classes: int,
         hidden: int = 64,
         carry: bool = False,
         share_sem: bool = False,
         tap: str = "matched",
+        loss_weight: float = 0.4,
         rngs: nnx.Rngs,
         **options: Any,
     ):
         if tap not in TAPS:
             raise ConfigError(f"unknown tap {tap!r}; {nearest(tap, TAPS)}")
-        self.places, self.taps = tuple(places), tuple(taps)
-        self.carry, self.tap = carry, tap
-        self.patch_size, self.num_extra = patch_size, num_extra
+        self.places, self.last = tuple(places), last
+        self.carry, self.tap, self.loss_weight = carry, tap, loss_weight
 
         def semantics() -> Semantics:
             return Semantics(hidden, num_classes, rngs=rngs)
@@ -226,81 +231,41 @@ class SPM(nnx.Module):
             [Matcher(width, shared or semantics(), **options, rngs=rngs) for width in widths]
         )
 
-    def begin(self, images: Float[Array, "b h w c"]) -> Pass:
-        """What to call between the blocks of a forward pass of these images."""
-        return Pass(self, images.shape[1:3])
+    def start(self, images: Float[Array, "b h w c"]) -> Carried:
+        return Carried()
 
+    def acts(self, number: int) -> bool:
+        return number in self.places or (number == 0 and -1 in self.places)
 
-class Pass:
-    """One forward pass through a model: calls its matchers, and keeps what they predict."""
+    def before(self, number: int, x: Tokens, state: Carried) -> tuple[Tokens, Carried]:
+        return self._match(-1, x, state) if number == 0 else (x, state)
 
-    def __init__(self, spm: SPM, size: Sequence[int]):
-        self.spm, self.size = spm, size
-        self.logits: list[Array] = []  # of every matcher and step so far
-        self.guide: Array | None = None
+    def after(self, number: int, x: Tokens, state: Carried) -> tuple[Tokens, Carried]:
+        return self._match(number, x, state)
 
-    def __call__(self, number: int, x: Float[Array, "b *n d"]) -> tuple[Array, Array]:
-        """What is seen of the output of this block or stage, and what goes on to the next."""
-        spm = self.spm
-        if number not in spm.places:
-            return x, x
-        matcher = spm.matchers[spm.places.index(number)]
-        extra, features = self._parts(x)
-        # Rematerialised beside the blocks, not in them: what is predicted must come out.
-        match = remat.call(matcher, features, self.guide if spm.carry else None)
-        self.logits += match.logits
-        self.guide = match.guide
-        y = match.output
-        if extra is not None:
-            y = jnp.concatenate([extra, rearrange(y, "b h w d -> b (h w) d")], axis=1)
-        raw = spm.tap == "raw" and number != spm.taps[-1]
-        return (x if raw else y), y
+    def shown(self, number: int) -> bool:
+        return self.tap == "matched" or number == self.last
 
-    def _parts(self, x: Float[Array, "b *n d"]) -> tuple[Array | None, Array]:
-        """What passes unchanged, and the map."""
-        spm = self.spm
-        if x.ndim == 4:
-            return None, x
-        height, width = (side // (spm.patch_size or 1) for side in self.size)
-        if x.shape[1] != spm.num_extra + height * width:
-            raise ShapeError(
-                f"matchers need a map: {height}x{width} patches after {spm.num_extra} tokens, "
-                f"not {x.shape[1]} tokens; feed all patches"
-            )
-        extra, patches = jnp.split(x, [spm.num_extra], axis=1)
-        return extra, rearrange(patches, "b (h w) d -> b h w d", h=height)
+    def outputs(self, state: Carried, found: Mapping[str, Any]) -> dict[str, Any]:
+        return {"class_maps": state.logits}
 
+    def losses(
+        self, outputs: Mapping[str, Any], batch: Mapping[str, Array]
+    ) -> dict[str, Float[Array, ""]]:
+        """The semantic loss of the pixels' labels, `batch["mask"]`, as "loss_semantic"."""
+        interim = outputs.get("class_maps", ())
+        if not interim or not self.loss_weight or "mask" not in batch:
+            return {}
+        loss = semantic_loss(interim, batch["mask"].astype(jnp.int32))
+        return {"loss_semantic": self.loss_weight * loss}
 
-class Matched(NamedTuple):
-    """Features of a model with matchers, and what these predicted on the way."""
-
-    maps: tuple[Array, ...]  # of every tap, [b, h, w, d]
-    logits: tuple[Array, ...]  # of every matcher and step, [b, h, w, k]
-
-
-def matched(
-    model: Any,
-    images: Float[Array, "b h w c"],
-    taps: Sequence[int] | None = None,
-    *,
-    norm: bool = True,
-    key: OptionalKey = None,
-) -> Matched:
-    """The maps that a head takes, with the interim logits that `semantic_loss` takes.
-
-    A pure function of its arguments, also under rematerialisation: nothing is kept in the model.
-    `model.features` gives the same maps where no logits are needed.
-
-    Args:
-        taps: numbers of blocks or stages; None for the ends of all stages. Matchers behind the
-            last of them are not reached.
-        norm, key: as in `model.features`; the norm is of what is seen, never of what goes on.
-    """
-    spm: SPM = model.between
-    between = spm.begin(images)
-    taps = spm.taps if taps is None else taps
-    maps = model.features(images, taps, as_grid=True, norm=norm, key=key, between=between)
-    return Matched(tuple(maps), tuple(between.logits))
+    def _match(self, place: int, x: Tokens, state: Carried) -> tuple[Tokens, Carried]:
+        if place not in self.places:
+            return x, state
+        matcher = self.matchers[self.places.index(place)]
+        match = matcher(x.map, state.guide if self.carry else None)
+        carried = Carried((*state.logits, *match.logits), match.guide)
+        return x.with_patches(match.output), carried
 
 
 def semantic_loss(
@@ -309,10 +274,7 @@ def semantic_loss(
     *,
     ignore: int = IGNORE,
 ) -> Float[Array, ""]:
-    """Mean cross entropy of interim logits, resized to the labels; 0 without logits.
-
-    `SEMANTIC_WEIGHT` is its usual weight beside the head's loss.
-    """
+    """Mean cross entropy of interim logits, resized to the labels; 0 without logits."""
     size = labels.shape[1:]
     losses = [
         cross_entropy(resize_bilinear(each.astype(jnp.float32), size), labels, ignore=ignore)
@@ -342,11 +304,11 @@ def apply(
     rngs: nnx.Rngs | None = None,
     **options: Any,
 ) -> Any:
-    """Puts a matcher between the stages of a model, as its `between`; the given one stays as it is.
+    """Put a matcher between the stages of a model, as its `between`; the given one stays as it is.
 
     Args:
-        model: a backbone that calls `between`: of `blocks`, which are cut into groups, or of
-            `stages` (a matcher comes before the down-sampling that opens the next).
+        model: a backbone of `blocks`, which are cut into groups, or of `stages` (a matcher comes
+            before the down-sampling that opens the next).
         after_stem, after_last: a matcher more, before the first stage or after the last.
         num_stages: groups of equal numbers of blocks; not for a model of stages.
         options: those of `SPM` from `num_classes` on, and of `Matcher` from `steps` on.
@@ -360,29 +322,17 @@ def apply(
     >>> count(split(model).trainable) == 3 * (2 * 96 * 16 + 96 + 33 * 8 + 2 * 16**2 + 22 * 16)
     True
     """
-    if getattr(model, "between", "no place") is not None:
-        raise ConfigError(
-            f"SPM is grafted as the `between` of a model of blocks; {type(model).__name__} has "
-            + ("one already" if hasattr(model, "between") else "no place for one")
-        )
+    model = nnx.clone(model)
     if hasattr(model, "stages"):
-        ends, widths = tuple(range(len(model.stages))), model.widths
+        ends, widths = model.ends, model.widths
         first = model.stem_width if after_stem else 0
     else:
-        ends, first = stage_ends(len(model.blocks), num_stages), model.width
+        ends, first = stage_ends(len(getattr(model, "blocks", ())), num_stages), model.width
         widths = (model.width,) * num_stages
     places = {-1: first} if after_stem else {}
     places.update(zip(ends, widths, strict=True))
     if not after_last:
         del places[ends[-1]]
-    model = nnx.clone(model)
-    model.between = SPM(
-        tuple(places),
-        tuple(places.values()),
-        ends,
-        patch_size=getattr(model, "patch_size", None),
-        num_extra=getattr(model, "num_extra", 0),
-        rngs=rngs or nnx.Rngs(0),
-        **options,
-    )
+    hook = SPM(tuple(places), tuple(places.values()), ends[-1], rngs=rngs or nnx.Rngs(0), **options)
+    add_hook(model, "between", hook)
     return model

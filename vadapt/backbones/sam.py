@@ -6,7 +6,7 @@ Source: Segment Anything, arXiv:2304.02643; the layout is ViTDet's, arXiv:2203.1
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,15 +16,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt import remat
-from vadapt.backbones.between import Between, begin
 from vadapt.backbones.vit import PatchEmbed, as_pair
 from vadapt.errors import ConfigError, nearest
-from vadapt.nn.blocks import Block, block_numbers
+from vadapt.nn.blocks import Block
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.linear import xavier_linear
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import resize_relative, resize_table
+from vadapt.nn.tokens import Tokens
+from vadapt.nn.trunk import Passed, Trunk, block_numbers, run_blocks
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {"width": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11)},
@@ -152,7 +152,7 @@ class Neck(nnx.Module):
         return self.norm2(self.conv2(self.norm1(self.conv1(x))))
 
 
-class SAMEncoder(nnx.Module):
+class SAMEncoder(Trunk):
     """SAM's image encoder. It has no class token and no norm after the last block.
 
     Args:
@@ -174,10 +174,7 @@ class SAMEncoder(nnx.Module):
     (1, 4, 2, 16)
     """
 
-    num_extra = 0  # tokens before the patches
     num_table_extra = 0
-    adapter: Any = None  # what a method puts around the blocks, see `layers`
-    between: Any = None  # what a method does between them, see `between.begin`
 
     def __init__(
         self,
@@ -235,9 +232,27 @@ class SAMEncoder(nnx.Module):
         )
         return x + rearrange(table.astype(x.dtype), "(h w) d -> 1 h w d", h=height)
 
-    def layers(self) -> Sequence[Any]:
-        """The blocks as they are called, with what a method has put around them."""
-        return self.blocks if self.adapter is None else self.adapter.around(self.blocks)
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def run(
+        self,
+        images: Float[Array, "b h w c"],
+        taps: Collection[int] = (),
+        *,
+        key: OptionalKey = None,
+    ) -> Passed:
+        """A pass up to the last of the taps, or to the end without taps; before the neck."""
+        end = max(taps) + 1 if taps and self.plan is None else len(self.blocks)
+        return run_blocks(
+            self.blocks[:end],
+            Tokens(self.embed(images)),
+            plan=self.plan,
+            hooks=self.begin(images),
+            taps=taps,
+            keys=split_key(key, len(self.blocks)),
+        )
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, key: OptionalKey = None
@@ -248,45 +263,8 @@ class SAMEncoder(nnx.Module):
             images: normalised, any size that is a multiple of the patch size.
             key: given in training only, for what methods add to the blocks.
         """
-        between, keys = begin(self.between, images), split_key(key, len(self.blocks))
-        _, x = between(-1, self.embed(images))
-        for i, (block, block_key) in enumerate(zip(self.layers(), keys, strict=True)):
-            _, x = between(i, remat.call(block, x, block_key))
+        x = self.run(images, key=key).x.array
         return x if self.neck is None else self.neck(x)
-
-    def features(
-        self,
-        images: Float[Array, "b h w c"],
-        layers: int | Sequence[int] = -1,
-        *,
-        as_grid: bool = False,
-        norm: bool = True,
-        key: OptionalKey = None,
-        between: Between | None = None,
-    ) -> Any:
-        """Outputs of chosen blocks, before the neck.
-
-        Args:
-            layers: block numbers, negative from the end; one number gives one array, a sequence
-                a tuple in that order.
-            as_grid: return maps [b, gh, gw, d]; else tokens [b, n, d].
-            norm: of no effect, as there is no final norm.
-            key: given in training only; methods in the blocks then drop what they drop.
-            between: what to call between the blocks; None for what a method has put there.
-
-        Raises:
-            ConfigError: a block number that does not exist.
-        """
-        wanted = block_numbers(layers, len(self.blocks))
-        outputs: dict[int, Array] = {}
-        between = between or begin(self.between, images)
-        keys = split_key(key, len(self.blocks))
-        _, x = between(-1, self.embed(images))
-        for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
-            seen, x = between(i, remat.call(block, x, keys[i]))
-            if i in wanted:
-                outputs[i] = seen if as_grid else rearrange(seen, "b h w d -> b (h w) d")
-        return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
 
 
 def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:

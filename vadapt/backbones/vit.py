@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt import remat
-from vadapt.backbones.between import Between, begin
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.nn.activations import gelu_exact
 from vadapt.nn.attention import Attention, RelativeBias
-from vadapt.nn.blocks import Block, block_numbers
+from vadapt.nn.blocks import Block
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.linear import uniform
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import Rotation, resize_table, rotary_angles, sincos_table
+from vadapt.nn.tokens import Tokens
+from vadapt.nn.trunk import Hook, Kept, Passed, Trunk, run_blocks
 from vadapt.partition import Constant
 
 # Sizes of MAE (arXiv:2111.06377) and DeiT; micro is for laptops and tests.
@@ -83,7 +83,7 @@ class PatchEmbed(nnx.Module):
         return self.proj(images.astype(self.proj.kernel.dtype))
 
 
-class ViT(nnx.Module):
+class ViT(Trunk):
     """A plain vision transformer (arXiv:2010.11929) with the options that checkpoints differ in.
 
     Args:
@@ -119,10 +119,6 @@ class ViT(nnx.Module):
     >>> model.features(images, as_grid=True).shape
     (1, 4, 6, 8)
     """
-
-    # What a method puts around the blocks: a module whose `around(blocks)` gives those to call.
-    adapter: Any = None
-    between: Any = None  # what a method does between them, see `between.begin`
 
     def __init__(
         self,
@@ -228,6 +224,10 @@ class ViT(nnx.Module):
         return [{**shared, "relative": bias()} if own else shared for _ in range(depth)]
 
     @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
     def num_extra(self) -> int:
         """Tokens before the patches: the class token, then registers."""
         return self.num_table_extra + (0 if self.registers is None else self.registers.shape[0])
@@ -269,17 +269,22 @@ class ViT(nnx.Module):
 
     def context(
         self, images: Float[Array, "b h w c"], keep_ids: Int[Array, "b k"] | None = None
-    ) -> tuple[Rotation, ...]:
-        """What every block is called with besides tokens and key: the rotation, if there is one."""
+    ) -> Callable[[Tokens], tuple[Rotation, ...]]:
+        """What blocks are called with besides tokens and key: the rotation, if there is one."""
         if self.rotary is None:
-            return ()
+            return lambda x: ()
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         head_width = self.width // self.num_heads
         angles = rotary_angles(self.rotary, grid, head_width, extent=self.rotary_extent)
         angles = jnp.asarray(angles, jnp.float32)
         angles = angles[None] if keep_ids is None else angles[keep_ids]
-        angles = jnp.pad(angles, ((0, 0), (self.num_extra, 0), (0, 0)))
-        return ((jnp.cos(angles), jnp.sin(angles)),)
+
+        def rotation(num_before: int) -> Rotation:
+            padded = jnp.pad(angles, ((0, 0), (num_before, 0), (0, 0)))
+            return jnp.cos(padded), jnp.sin(padded)
+
+        plain = rotation(self.num_extra)
+        return lambda x: (rotation(x.num_special + x.num_prompts) if x.num_prompts else plain,)
 
     def _first_tokens(self, table: Array) -> Iterator[Array]:
         """What stands before the patches, as rows [1, n, d]."""
@@ -290,9 +295,36 @@ class ViT(nnx.Module):
         if self.registers is not None:
             yield self.registers[...].astype(table.dtype)[None]
 
-    def layers(self) -> Sequence[Any]:
-        """The blocks as they are called, with what a method has put around them."""
-        return self.blocks if self.adapter is None else self.adapter.around(self.blocks)
+    def run(
+        self,
+        images: Float[Array, "b h w c"],
+        taps: Collection[int] = (),
+        *,
+        keep_ids: Int[Array, "b k"] | None = None,
+        key: OptionalKey = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Passed:
+        """A pass up to the last of the taps, or to the end without taps.
+
+        Args:
+            images, keep_ids, key: see `__call__`.
+            hooks: that act besides the model's own.
+        """
+        grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
+        tokens = self.embed(images, keep_ids)
+        end = max(taps) + 1 if taps and self.plan is None else len(self.blocks)
+        return run_blocks(
+            self.blocks[:end],
+            Tokens(tokens, self.num_extra, grid=grid if keep_ids is None else None),
+            plan=self.plan,
+            hooks=self.begin(images, *hooks),
+            taps=taps,
+            keys=split_key(key, len(self.blocks)),
+            context=self.context(images, keep_ids),
+        )
+
+    def leave(self, x: Float[Array, "b n d"], number: int) -> Float[Array, "b n d"]:
+        return x if self.norm is None else self.norm(x)
 
     def __call__(
         self,
@@ -308,68 +340,20 @@ class ViT(nnx.Module):
             keep_ids: raster numbers of the patches to see (masked pre-training); None sees all.
             key: given in training only; dropout and drop path then act.
         """
-        between, keys = begin(self.between, images), split_key(key, len(self.blocks))
-        context = self.context(images, keep_ids)
-        _, x = between(-1, self.embed(images, keep_ids))
-        for i, (block, block_key) in enumerate(zip(self.layers(), keys, strict=True)):
-            _, x = between(i, remat.call(block, x, block_key, *context))
-        return x if self.norm is None else self.norm(x)
+        passed = self.run(images, keep_ids=keep_ids, key=key)
+        return self.leave(passed.x.without_prompts().array, -1)
 
     def with_attention(
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n n"]]:
         """Tokens as a call gives them, and the last block's attention, averaged over its heads."""
-        between, context = begin(self.between, images), self.context(images)
-        _, x = between(-1, self.embed(images))
-        *before, last = self.layers()
-        for i, block in enumerate(before):
-            _, x = between(i, block(x, None, *context))
+        passed = self.run(images, hooks=(Kept(len(self.blocks) - 1),))
+        before = passed.hooks.states[-1]
         branch = self.blocks[-1].attn
         attend: Any = branch.inner
-        attention = attend.weights(branch.norm(x), *context).mean(axis=1)
-        _, x = between(len(before), last(x, None, *context))
-        return (x if self.norm is None else self.norm(x)), attention
-
-    def features(
-        self,
-        images: Float[Array, "b h w c"],
-        layers: int | Sequence[int] = -1,
-        *,
-        as_grid: bool = False,
-        norm: bool = True,
-        key: OptionalKey = None,
-        between: Between | None = None,
-    ) -> Any:
-        """Outputs of chosen blocks for dense or global use.
-
-        Args:
-            layers: block numbers, negative from the end; one number gives one array, a sequence
-                a tuple in that order.
-            as_grid: drop what stands before the patches and return maps [b, gh, gw, d]; else
-                tokens [b, n, d].
-            norm: apply the final norm to every output.
-            key: given in training only; dropout and drop path then act.
-            between: what to call between the blocks; None for what a method has put there.
-
-        Raises:
-            ConfigError: a block number that does not exist.
-        """
-        wanted = block_numbers(layers, len(self.blocks))
-        outputs: dict[int, Array] = {}
-        between, context = between or begin(self.between, images), self.context(images)
-        keys = split_key(key, len(self.blocks))
-        _, x = between(-1, self.embed(images))
-        for i, block in zip(range(max(wanted) + 1), self.layers(), strict=False):
-            seen, x = between(i, remat.call(block, x, keys[i], *context))
-            if i in wanted:
-                outputs[i] = self.norm(seen) if norm and self.norm is not None else seen
-        if as_grid:
-            height = images.shape[1] // self.patch_size
-            outputs = {
-                i: rearrange(y[:, self.num_extra :], "b (h w) d -> b h w d", h=height)
-                for i, y in outputs.items()
-            }
-        return outputs[wanted[0]] if isinstance(layers, int) else tuple(outputs[i] for i in wanted)
+        context = self.context(images)(before)
+        attention = attend.weights(branch.norm(before.array), *context).mean(axis=1)
+        return self.leave(passed.x.without_prompts().array, -1), attention
 
 
 def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt import remat
 from vadapt.nn.blocks import Block
 from vadapt.nn.linear import xavier_linear
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import resize_table, sincos_table
+from vadapt.nn.tokens import Tokens
+from vadapt.nn.trunk import run_blocks
 from vadapt.partition import Constant, Head, mark
 
 
@@ -81,8 +82,7 @@ class MAEDecoder(nnx.Module):
             grid: (rows, columns) of patches; None for the grid the decoder was made for.
         """
         x = self.fill(latent, restore_ids, grid)
-        for block in self.blocks:
-            x = remat.call(block, x)
+        x = run_blocks(self.blocks, Tokens(x, num_special=1)).x.array
         return self.pred(self.norm(x))[:, 1:]
 
     def fill(

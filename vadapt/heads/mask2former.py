@@ -163,6 +163,7 @@ class Mask2FormerHead(nnx.Module):
         self.mask_embed = nnx.List(
             [linear(width, width), linear(width, width), linear(width, outputs)]
         )
+        self.reads = ("queries",) if linked else ()  # outputs of the backbone's adapters
         mark(self, Head)
 
     def __call__(
@@ -219,7 +220,8 @@ class Mask2FormerHead(nnx.Module):
         """Contents and positions of the queries, each with an axis of images or of one."""
         if (queries is None) == self.linked:
             raise ConfigError(
-                "this head has no queries: call it with some, or build it with linked=False"
+                "this head has no queries: call it with some, as Rein gives them, or build it with "
+                "linked=False"
                 if self.linked
                 else "this head has its own queries; build it with linked=True for others"
             )

@@ -8,12 +8,14 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt import remat
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.nn.blocks import Branch
+from vadapt.nn.drop import OptionalKey
 from vadapt.nn.linear import xavier_linear
 from vadapt.nn.mlp import Mlp
 from vadapt.nn.norms import LayerNorm
+from vadapt.nn.tokens import Tokens
+from vadapt.nn.trunk import run_blocks
 
 
 class CrossAttention(nnx.Module):
@@ -58,8 +60,9 @@ class PromptingBlock(nnx.Module):
         )
 
     def __call__(
-        self, removed: Float[Array, "b m d"], fixed: Float[Array, "b k1 d"]
+        self, removed: Float[Array, "b m d"], key: OptionalKey, fixed: Float[Array, "b k1 d"]
     ) -> Float[Array, "b m d"]:
+        """The removed tokens, updated; `key` is what all blocks take, nothing here is random."""
         hidden = self.attn.norm(removed)
         removed = removed + self.attn.inner(hidden, jnp.concatenate([fixed, hidden], axis=1))
         return removed + self.mlp(removed)
@@ -89,8 +92,8 @@ class PromptingDecoder(MAEDecoder):
         shuffled = jnp.take_along_axis(x[:, 1:], order[..., None], axis=1)
         shuffled = jnp.concatenate([x[:, :1], shuffled], axis=1)
         fixed, removed = shuffled[:, :num_fixed], shuffled[:, num_fixed:]
-        for block in self.blocks:
-            removed = remat.call(block, removed, fixed)
+        passed = run_blocks(self.blocks, Tokens(removed), context=lambda x: (fixed,))
+        removed = passed.x.array
         shuffled = jnp.concatenate([fixed, removed], axis=1)
         patches = jnp.take_along_axis(shuffled[:, 1:], restore_ids[..., None], axis=1)
         return self.pred(self.norm(jnp.concatenate([shuffled[:, :1], patches], axis=1)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.errors import ConfigError
 from vadapt.nn.activations import gelu_exact
 from vadapt.nn.attention import Attention
 from vadapt.nn.drop import OptionalKey, drop_path, split_key
@@ -106,15 +105,3 @@ class Block(nnx.Module):
         attn_key, mlp_key = split_key(key, 2)
         x = x + self.attn(x, attn_key, *context)
         return x + self.mlp(x, mlp_key)
-
-
-def block_numbers(layers: int | Sequence[int], depth: int, what: str = "blocks") -> tuple[int, ...]:
-    """Numbers of blocks (or of `what`), negative ones from the end, as numbers from 0.
-
-    Raises:
-        ConfigError: a block number that does not exist.
-    """
-    wanted = (layers,) if isinstance(layers, int) else tuple(layers)
-    if any(not -depth <= layer < depth for layer in wanted):
-        raise ConfigError(f"layers {wanted} of a model with {depth} {what} (0 to {depth - 1})")
-    return tuple(layer % depth for layer in wanted)

@@ -104,7 +104,8 @@ class MultilabelTask:
         backbone = models.create(config.model.backbone, rngs=rngs, **options)
         if pretrained and not config.task.load_head:
             models.load(backbone, config.model)
-        backbone = models.graft(backbone, config.method, seed=config.seed)
+        known = {"num_classes": number}
+        backbone = models.graft(backbone, config.method, known=known, seed=config.seed)
         layers = tuple(config.task.layers)
         widths = models.widths(backbone, layers)
         head = label_head(**config.head, widths=widths, num_labels=number, rngs=rngs)

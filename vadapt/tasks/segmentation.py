@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +15,13 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import models
-from vadapt.adapters import rein, spm
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores
 from vadapt.necks import make_neck
 from vadapt.nn.drop import OptionalKey
+from vadapt.nn.trunk import Features, hook_losses
 from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.sliding import Inference
 
@@ -47,27 +47,24 @@ class Segmenter(nnx.Module):
         self.backbone, self.head = backbone, head
         self.layers, self.norm, self.neck = layers, norm, neck
 
-    def features(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> spm.Matched:
-        """The backbone's maps, and what matchers predict on the way, if there are any.
+    def features(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Features:
+        """The backbone's maps, and what adapters give besides.
 
         Args:
             key: makes the call a training one, here and in `decode`.
         """
-        options = {"norm": self.norm, "key": key}
-        if isinstance(getattr(self.backbone, "between", None), spm.SPM):
-            return spm.matched(self.backbone, images, self.layers, **options)
-        maps = self.backbone.features(images, self.layers, as_grid=True, **options)
-        return spm.Matched(maps, ())
+        options = {"as_grid": True, "norm": self.norm, "key": key}
+        return self.backbone.extract(images, self.layers, **options)
 
-    def decode(self, maps: Sequence[Float[Array, "b _h _w _d"]], key: OptionalKey = None) -> Any:
-        """The head's predictions from the maps of `features`."""
-        maps = maps if self.neck is None else self.neck(maps)
-        linked = getattr(self.head, "linked", False)
-        return self.head(maps, rein.queries(self.backbone) if linked else None, key)
+    def decode(self, features: Features, key: OptionalKey = None) -> Any:
+        """The head's predictions from what `features` gives."""
+        maps = features.maps if self.neck is None else self.neck(features.maps)
+        read = {name: features.outputs.get(name) for name in getattr(self.head, "reads", ())}
+        return self.head(maps, key=key, **read)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Any:
         """The head's predictions."""
-        return self.decode(self.features(images).maps)
+        return self.decode(self.features(images))
 
     def scores(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
         """Scores of every class at every pixel."""
@@ -128,12 +125,10 @@ class SegmentationTask:
         number = len(self.classes) if pretrained else config.data.num_classes or 150
         options = {"image_size": tuple(config.data.image_size), **self.backbone_options}
         backbone = models.create(config.model.backbone, rngs=rngs, **options)
-        method = config.method.to_dict()
-        if method["name"] == "spm":
-            method["num_classes"] = number
         if pretrained and not config.model.get("adapter", ""):
             models.load(backbone, config.model)
-        backbone = models.graft(backbone, method, seed=config.seed)
+        known = {"num_classes": number}
+        backbone = models.graft(backbone, config.method, known=known, seed=config.seed)
         if pretrained and config.model.get("adapter", ""):
             models.load_adapted(backbone, config.model)
         layers = tuple(config.task.layers)
@@ -168,13 +163,11 @@ class SegmentationTask:
             module.train()  # norms take the batch's statistics; the backbone's never do
         if "image" in batch:
             images = labelled.normalise(self.config.data, batch["image"], batch["size"])
-            maps, interim = model.features(images, backbone_key)
+            features = model.features(images, backbone_key)
         else:
-            maps, interim = frozen_features.maps(batch), ()
-        terms = model.head.loss(model.decode(maps, head_key), labels, loss_key)
-        weight = self.config.task.get("semantic_weight", spm.SEMANTIC_WEIGHT)
-        if interim and weight:
-            terms["loss_semantic"] = weight * spm.semantic_loss(interim, labels)
+            features = Features(frozen_features.maps(batch), {})
+        terms = model.head.loss(model.decode(features, head_key), labels, loss_key)
+        terms |= hook_losses(model.backbone, features.outputs, batch)
         for module in trained:
             module.eval()
         return sum(terms.values(), jnp.zeros(())), terms

@@ -1,0 +1,422 @@
+"""The loop over the blocks of a trunk, and what methods do around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vadapt import remat
+from vadapt.errors import ConfigError
+from vadapt.nn.drop import OptionalKey
+from vadapt.nn.tokens import Tokens
+
+
+class Hook(nnx.Module):
+    """What a method does around the blocks of a trunk; blocks themselves stay as they are.
+
+    What a forward pass carries from block to block is its state, a tree of arrays: a hook keeps
+    nothing in itself, so that a pass is a pure function, also where blocks are rematerialised.
+    Numbers of blocks count through all stages of a backbone that has stages.
+    """
+
+    def start(self, images: Float[Array, "b h w c"]) -> Any:
+        """The state at the start of a pass: what all blocks share is computed here, once."""
+        return None
+
+    def acts(self, number: int) -> bool:
+        """Whether this hook does anything at a block."""
+        return True
+
+    def before(self, number: int, x: Tokens, state: Any) -> tuple[Tokens, Any]:
+        """What a block takes, of what it would have taken; prompts come and go here."""
+        return x, state
+
+    def after(self, number: int, x: Tokens, state: Any) -> tuple[Tokens, Any]:
+        """What goes on to the next block, of what a block gave."""
+        return x, state
+
+    def shown(self, number: int) -> bool:
+        """Whether a tap at this block sees what `after` gave, or what the block did."""
+        return True
+
+    def outputs(self, state: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What heads and losses may read, by name, at the end of a pass.
+
+        Args:
+            found: outputs of the hooks before this one, whose names it may take up.
+        """
+        return {}
+
+    def losses(
+        self, outputs: Mapping[str, Any], batch: Mapping[str, Array]
+    ) -> dict[str, Float[Array, ""]]:
+        """Terms of the loss that a method brings, of a pass's outputs and the batch's labels."""
+        return {}
+
+
+class Kept(Hook):
+    """Keeps what one block takes, as its state."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def acts(self, number: int) -> bool:
+        return number == self.number
+
+    def before(self, number: int, x: Tokens, state: Any) -> tuple[Tokens, Any]:
+        return x, x
+
+
+class Hooks(NamedTuple):
+    """The hooks of a model in one forward pass, with their states."""
+
+    modules: tuple[Hook, ...] = ()
+    states: tuple[Any, ...] = ()
+
+    @classmethod
+    def begin(cls, modules: Sequence[Hook], images: Float[Array, "b h w c"]) -> Hooks:
+        """The hooks at the start of a pass of these images."""
+        return cls(tuple(modules), tuple(hook.start(images) for hook in modules))
+
+    def outputs(self) -> dict[str, Any]:
+        """The named outputs of a pass that has ended."""
+        found: dict[str, Any] = {}
+        for hook, state in zip(self.modules, self.states, strict=True):
+            found |= hook.outputs(state, found)
+        return found
+
+
+class Parallel(NamedTuple):
+    """Blocks that all take the same and whose outputs are averaged, in a plan.
+
+    Args:
+        blocks: their numbers.
+        loops: how many times in a row.
+    """
+
+    blocks: tuple[int, ...]
+    loops: int = 1
+
+
+# The order in which blocks run: numbers, which may be left out, repeat and stand in any order, and
+# groups that run side by side. Source: Transformer Layers as Painters, arXiv:2407.09298.
+Plan = Sequence[int | Parallel]
+
+
+class Passed(NamedTuple):
+    """A pass through blocks: what the last one gave, what was tapped, and the hooks after it."""
+
+    x: Tokens
+    seen: dict[int, Tokens]
+    hooks: Hooks
+
+
+def run_blocks(
+    blocks: Sequence[Any],
+    x: Tokens,
+    *,
+    plan: Plan | None = None,
+    hooks: Hooks | None = None,
+    taps: Collection[int] = (),
+    keys: Sequence[OptionalKey] | None = None,
+    context: Callable[[Tokens], tuple[Any, ...]] = lambda x: (),
+    first: int = 0,
+) -> Passed:
+    """Call blocks one after the other: the only loop over blocks.
+
+    Args:
+        blocks: modules called as block(array, key, *context), which keep the array's shape, but for
+            the first of a stage.
+        plan: the order; None for each once. Parameters and hooks belong to a block, wherever and
+            however often it runs.
+        taps: numbers of blocks whose output is wanted. A tap at a block that a plan leaves out
+            takes the nearest lower one that runs; one inside a group takes the group's mean.
+        keys: of the blocks, in training.
+        context: what blocks are called with besides, such as a rotation, of what a block takes.
+        first: number of the first of the blocks, for hooks and taps.
+
+    Raises:
+        ConfigError: the plan names a block that does not exist, or leaves out all up to a tap.
+    """
+    keys = [None] * len(blocks) if keys is None else keys
+    hooks = Hooks() if hooks is None else hooks
+    order = range(len(blocks)) if plan is None else plan
+    wanted = _sources(order, len(blocks), first, taps)
+    seen: dict[int, Tokens] = {}
+
+    def call(number: int, x: Tokens, hooks: Hooks) -> tuple[Tokens, Tokens, Hooks]:
+        return _call(blocks[number], first + number, x, hooks, keys[number], context)
+
+    for step in _scannable(order, blocks, hooks, {*wanted.values()}, first):
+        if isinstance(step, range):
+            x = _scan([blocks[i] for i in step], x, [keys[i] for i in step], context)
+            shown, numbers = x, step[-1:]
+        elif isinstance(step, Parallel):
+            shown = x
+            for _ in range(step.loops):
+                each = []
+                for number in step.blocks:
+                    y, _, hooks = call(number, x, hooks)
+                    each.append(y.without_prompts())
+                x = shown = each[0].with_array(sum(y.array for y in each) / len(each))
+            numbers = step.blocks
+        else:
+            x, shown, hooks = call(step, x, hooks)
+            numbers = (step,)
+        for number in numbers:
+            seen |= {tap: shown for tap, source in wanted.items() if source == first + number}
+    return Passed(x, seen, hooks)
+
+
+def _call(
+    block: Any,
+    number: int,
+    x: Tokens,
+    hooks: Hooks,
+    key: OptionalKey,
+    context: Callable[[Tokens], tuple[Any, ...]],
+) -> tuple[Tokens, Tokens, Hooks]:
+    """What goes on after a block, what a tap sees of it, and the hooks after it."""
+    acting = [i for i, hook in enumerate(hooks.modules) if hook.acts(number)]
+    if not acting:
+        y = x.with_array(remat.call(block, x.array, key, *context(x)))
+        return y, y, hooks
+
+    def forward(modules: Any, x: Tokens, states: Any, key: OptionalKey) -> Any:
+        block, *methods = modules
+        states = list(states)
+        for i, hook in enumerate(methods):
+            x, states[i] = hook.before(number, x, states[i])
+        y = shown = x.with_array(block(x.array, key, *context(x)))
+        for i, hook in enumerate(methods):
+            y, states[i] = hook.after(number, y, states[i])
+            shown = y if hook.shown(number) else shown
+        return y, shown, states
+
+    modules = nnx.List([block, *(hooks.modules[i] for i in acting)])
+    given = [hooks.states[i] for i in acting]
+    y, shown, given = remat.call(modules, x, given, key, function=forward)
+    states = list(hooks.states)
+    for i, state in zip(acting, given, strict=True):
+        states[i] = state
+    return y, shown, hooks._replace(states=tuple(states))
+
+
+def _sources(order: Plan, number: int, first: int, taps: Collection[int]) -> dict[int, int]:
+    """The block whose output each tap takes."""
+    executed = [
+        i for step in order for i in (step.blocks if isinstance(step, Parallel) else [step])
+    ]
+    if unknown := [i for i in executed if not 0 <= i < number]:
+        raise ConfigError(f"blocks {unknown} in the plan of a model of {number}")
+    found = {}
+    for tap in taps:
+        lower = [first + i for i in executed if first + i <= tap]
+        if not lower:
+            raise ConfigError(f"the plan runs no block up to {tap}, where a map is wanted")
+        found[tap] = max(lower)
+    return found
+
+
+# Scanning over depth.
+
+
+def _scannable(
+    order: Plan, blocks: Sequence[Any], hooks: Hooks, taps: Collection[int], first: int
+) -> list[int | Parallel | range]:
+    """The order, with blocks in a row that can be one scan as a range.
+
+    Raises:
+        ConfigError: scanning is asked for, and no two blocks in a row can be.
+    """
+    if not remat.is_scanned() or len(blocks) < 2:
+        return list(order)
+    graphs = [nnx.split(block, nnx.Param, ...) for block in blocks]
+    plain = [not jax.tree.leaves(rest) for _, _, rest in graphs]
+    steps: list[Any] = []
+    for step in order:
+        before = steps[-1] if steps and isinstance(steps[-1], range) else None
+        alone = (
+            isinstance(step, Parallel)
+            or not plain[step]
+            or any(hook.acts(first + step) for hook in hooks.modules)
+        )
+        if alone:
+            steps.append(step)
+        elif (
+            before is not None
+            and step == before.stop
+            and first + before.stop - 1 not in taps
+            and graphs[step][0] == graphs[before.start][0]
+        ):
+            steps[-1] = range(before.start, step + 1)
+        else:
+            steps.append(range(step, step + 1))
+    steps = [s[0] if isinstance(s, range) and len(s) == 1 else s for s in steps]
+    if not any(isinstance(step, range) for step in steps):
+        reasons = sorted({type(h).__name__ for h in hooks.modules}) or [
+            "they differ, or are tapped"
+        ]
+        raise ConfigError(
+            "scanning over depth needs two blocks in a row that are alike and that nothing acts "
+            f"around; in the way: {', '.join(reasons)}. Set parallel.step.scan=False"
+        )
+    return steps
+
+
+def _scan(
+    blocks: Sequence[Any],
+    x: Tokens,
+    keys: Sequence[OptionalKey],
+    context: Callable[[Tokens], tuple[Any, ...]],
+) -> Tokens:
+    """Alike blocks as one loop in the compiled program, over their stacked weights."""
+    graph, _ = nnx.split(blocks[0])
+    states = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    drawn = None if keys[0] is None else jnp.stack(list(keys))
+    more = context(x)
+
+    def body(array: Array, one: Any) -> tuple[Array, None]:
+        state, key = one
+        return remat.call(nnx.merge(graph, state), array, key, *more), None
+
+    array, _ = jax.lax.scan(body, x.array, (stacked, drawn))
+    return x.with_array(array)
+
+
+# What all trunks have in common.
+
+
+class Features(NamedTuple):
+    """What a forward pass gives: the maps of the chosen blocks, and outputs by name."""
+
+    maps: Any  # one array for one number, a tuple for several
+    outputs: dict[str, Any]
+
+
+class Trunk(nnx.Module):
+    """A backbone whose blocks run in `run_blocks`.
+
+    A kind of it implements `run`, and `leave` where it has norms for what leaves.
+    """
+
+    hooks: tuple[str, ...] = ()  # names of the attributes that hold hooks, in the order they act
+    plan: Any = None  # see `run_blocks`
+    counts: str = "blocks"  # what numbers given to `features` count
+    num_extra: int = 0  # tokens before the patches
+
+    @property
+    def depth(self) -> int:
+        """How many blocks (stages, where a backbone has them) `features` can be asked for."""
+        raise NotImplementedError
+
+    def run(
+        self, images: Float[Array, "b h w c"], taps: Collection[int] = (), *, key: OptionalKey
+    ) -> Passed:
+        """A pass up to the last of the taps, or to the end without taps."""
+        raise NotImplementedError
+
+    def leave(self, x: Float[Array, "b *n d"], number: int) -> Float[Array, "b *n d"]:
+        """The output of a block (of a stage) as others see it: normed, if it has a norm."""
+        return x
+
+    def begin(self, images: Float[Array, "b h w c"], *more: Hook) -> Hooks:
+        """The model's hooks, and others, at the start of a pass."""
+        return Hooks.begin([*hooks_of(self), *more], images)
+
+    def features(
+        self,
+        images: Float[Array, "b h w c"],
+        layers: int | Sequence[int] = -1,
+        *,
+        as_grid: bool = False,
+        norm: bool = True,
+        key: OptionalKey = None,
+    ) -> Any:
+        """The maps of `extract`."""
+        return self.extract(images, layers, as_grid=as_grid, norm=norm, key=key).maps
+
+    def extract(
+        self,
+        images: Float[Array, "b h w c"],
+        layers: int | Sequence[int] = -1,
+        *,
+        as_grid: bool = False,
+        norm: bool = True,
+        key: OptionalKey = None,
+    ) -> Features:
+        """Outputs of chosen blocks (of stages), and what methods give besides, by name.
+
+        Args:
+            layers: their numbers, negative from the end; one number gives one array, a sequence a
+                tuple in that order.
+            as_grid: return maps [b, h, w, d]; else tokens [b, n, d], special tokens included.
+            norm: apply the norms for what leaves, where a model has them.
+            key: given in training only; dropout and drop path then act.
+
+        Raises:
+            ConfigError: a number that does not exist.
+        """
+        wanted = block_numbers(layers, self.depth, self.counts)
+        passed = self.run(images, wanted, key=key)
+        found = {}
+        for number in dict.fromkeys(wanted):
+            x = passed.seen[number].without_prompts()
+            x = x.with_array(self.leave(x.array, number)) if norm else x
+            found[number] = x.map if as_grid else x.tokens
+        maps = tuple(found[number] for number in wanted)
+        return Features(maps[0] if isinstance(layers, int) else maps, passed.hooks.outputs())
+
+
+def hooks_of(model: Any) -> list[Hook]:
+    """The hooks of a model, in the order in which they act."""
+    found: list[Hook] = []
+    for name in getattr(model, "hooks", ()):
+        held = getattr(model, name)
+        found += [held] if isinstance(held, Hook) else list(held)
+    return found
+
+
+def hook_losses(
+    model: Any, outputs: Mapping[str, Any], batch: Mapping[str, Array]
+) -> dict[str, Float[Array, ""]]:
+    """The terms of the loss that the methods of a backbone bring, by name."""
+    terms: dict[str, Any] = {}
+    for hook in hooks_of(model):
+        terms |= hook.losses(outputs, batch)
+    return terms
+
+
+def add_hook(model: Any, name: str, hook: Hook | Sequence[Hook]) -> None:
+    """Give a model a hook, or one for each of its stages, as the attribute `name`, in place.
+
+    Raises:
+        ConfigError: the model runs no blocks around which a hook could act, or has this one.
+    """
+    if not isinstance(model, Trunk):
+        raise ConfigError(
+            f"{type(model).__name__} has no blocks to act around; give a backbone "
+            "(vadapt.nn.trunk.Trunk)"
+        )
+    if name in model.hooks:
+        raise ConfigError(f"{type(model).__name__} has this method already, as its `{name}`")
+    setattr(model, name, hook if isinstance(hook, Hook) else nnx.List(list(hook)))
+    model.hooks = (*model.hooks, name)
+
+
+def block_numbers(layers: int | Sequence[int], depth: int, what: str = "blocks") -> tuple[int, ...]:
+    """Numbers of blocks (or of `what`), negative ones from the end, as numbers from 0.
+
+    Raises:
+        ConfigError: a block number that does not exist.
+    """
+    wanted = (layers,) if isinstance(layers, int) else tuple(layers)
+    if any(not -depth <= layer < depth for layer in wanted):
+        raise ConfigError(f"layers {wanted} of a model with {depth} {what} (0 to {depth - 1})")
+    return tuple(layer % depth for layer in wanted)
