@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from vadapt.partition import Partition, Tree, merge
-from vadapt.remat import rematerialise
+from vadapt.remat import rematerialise, scanned
 
 LossFn = Callable[[Any, dict[str, Array], Array], tuple[Array, dict[str, Array]]]
 State = dict[str, Any]  # trainable, optimizer, variables, step, and ema if asked for
@@ -29,12 +29,14 @@ class StepOptions:
         accumulate: micro-batches a step; the gradient is their mean.
         remat: what blocks keep for the backward pass, "none" (everything), "dots" or "blocks"; see
             `vadapt.remat.rematerialise`.
+        scan: whether alike blocks in a row become one loop; see `vadapt.remat.scanned`.
         ema: decay of an exponential moving average of what trains; 0 for none.
     """
 
     compute_dtype: str = "float32"
     accumulate: int = 1
     remat: str = "none"
+    scan: bool = False
     ema: float = 0.0
 
 
@@ -75,7 +77,7 @@ def make_step(
     def loss(trainable: Tree, frozen: Tree, variables: Tree, batch: Any, key: Array) -> Any:
         trainable, frozen = (gather(cast(tree, dtype)) for tree in (trainable, frozen))
         model = merge(graph, trainable, frozen, variables)
-        with rematerialise(options.remat):
+        with rematerialise(options.remat), scanned(options.scan):
             value, metrics = loss_fn(model, batch, key)
         _, _, changed = nnx.split(model, nnx.Param, ...)
         return value.astype(jnp.float32), (metrics, nnx.to_pure_dict(changed))
