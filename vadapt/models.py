@@ -143,11 +143,7 @@ def graft(
         return model
     needed = {key: known[key] for key in adapters.needs(method["name"]) if key in known}
     options = needed | {key: value for key, value in method.items() if key != "name"}
-    rngs = nnx.Rngs(seed)
-    if not hasattr(model, "backbone"):
-        return adapters.apply(model, method["name"], **options, rngs=rngs)
-    model.backbone = adapters.apply(model.backbone, method["name"], **options, rngs=rngs)
-    return model
+    return adapters.apply(model, method["name"], **options, rngs=nnx.Rngs(seed))
 
 
 def load(model: nnx.Module, config: Any) -> Report | None:

@@ -10,7 +10,7 @@ from tests import compiled
 from tests.golden_modules.peft_zoo import lora_layer
 from tests.parity import GOLDENS, Golden
 from vadapt import adapters
-from vadapt.adapters.lora import LoraLinear
+from vadapt.adapters.lora import Lora
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
 from vadapt.partition import Adapter, count, flatten, merge, split, variables
@@ -46,7 +46,7 @@ def trained(model):
     """The model with random numbers where an adapter starts at zero."""
     key = jax.random.key(2)
     for _, node in nnx.iter_graph(model):
-        if isinstance(node, LoraLinear):
+        if isinstance(node, Lora):
             key, own = jax.random.split(key)
             node.lora.up[...] = 0.1 * jax.random.normal(own, node.lora.up.shape)
     return model
@@ -125,7 +125,7 @@ def test_dropout_acts_with_a_key_only_and_differs_by_layer(plain, images):
     assert jnp.array_equal(first, again)
     assert jnp.abs(first - wanted).max() > 1e-3 < jnp.abs(first - other).max()
     numbers = [
-        node.number for _, node in nnx.iter_graph(grafted.blocks[0]) if isinstance(node, LoraLinear)
+        node.number for _, node in nnx.iter_graph(grafted.blocks[0]) if isinstance(node, Lora)
     ]
     assert len(set(numbers)) == 3
     np.testing.assert_allclose(run(adapters.fold(grafted), images), wanted, rtol=1e-5, atol=1e-5)
@@ -183,6 +183,5 @@ def test_what_cannot_be_grafted_is_refused_with_the_reason(plain):
         adapters.apply(plain, "lora", rank=0)
     with pytest.raises(ConfigError, match="targets"):
         adapters.apply(plain, "lora", targets=())
-    gated = adapters.apply(plain, "patchwise_scale")
     with pytest.raises(ConfigError, match="dropout=0"):
-        adapters.apply(gated, "lora", targets=("fc1",), dropout=0.1)
+        adapters.apply(plain.blocks[0].mlp.inner, "lora", targets=("fc1",), dropout=0.1)

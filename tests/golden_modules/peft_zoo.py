@@ -8,13 +8,13 @@ from typing import Any
 from flax import nnx
 
 from tests.golden_modules.fields import Fields, same
-from vadapt.adapters.lora import LoraLinear, LowRank
+from vadapt.adapters.lora import LowRank, beside
 from vadapt.weights.load import with_arrays
 
 Arrays = dict[str, Any]
 
 
-def lora_layer(config: Mapping[str, Any], params: Arrays) -> LoraLinear:
+def lora_layer(config: Mapping[str, Any], params: Arrays) -> Any:
     """The layer of a golden file; the original stacks the parts' rows."""
     inputs, outputs, rank = config["in_features"], config["out_features"], config["r"]
     same(config, scaling=config["alpha"] / rank)
@@ -29,7 +29,7 @@ def lora_layer(config: Mapping[str, Any], params: Arrays) -> LoraLinear:
         "lora/down": params["lora_A"].reshape(len(parts), rank, inputs).swapaxes(1, 2),
         "lora/up": params["lora_B"].reshape(len(parts), -1, rank).swapaxes(1, 2),
     }
-    return with_arrays(LoraLinear(nnx.Linear(inputs, outputs, rngs=rngs), lora), values)
+    return with_arrays(beside(nnx.Linear(inputs, outputs, rngs=rngs), lora), values)
 
 
 def lora(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:

@@ -18,13 +18,17 @@ METHODS = ("lora", "patchwise_scale", "rein", "spm")
 
 
 def apply(model: Any, method: str, **options: Any) -> Any:
-    """Grafts a method into a model by name; options are those of the method's own `apply`.
+    """Apply a method to a model by name, to its `backbone` if it has one; options are the method's.
 
     Name and options are kept on the model as `grafted`, for the header of its adapter file.
 
     Raises:
         ConfigError: no such method, or the model lacks what the method grafts onto.
     """
+    if hasattr(model, "backbone"):
+        adapted = nnx.clone(model)
+        adapted.backbone = apply(model.backbone, method, **options)
+        return adapted
     adapted = _module(method).apply(model, **options)
     if len(_added(adapted)) <= len(_added(model)):
         raise ConfigError(
@@ -79,10 +83,7 @@ def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
         name = options.pop("name")
         if name == "none":
             continue
-        if hasattr(model, "backbone"):
-            model.backbone = apply(model.backbone, name, **options)
-        else:
-            model = apply(model, name, **options)
+        model = apply(model, name, **options)
     load_adapter(model, info.path)
     return model
 

@@ -1,30 +1,29 @@
-"""LoRA: frozen linear layers with a trained product of two thin matrices beside them.
+"""LoRA: frozen layers with a trained product of two thin matrices beside them.
 
-Source: arXiv:2106.09685; parts of a fused projection as in its released code.
+Source: arXiv:2106.09685; parts of a fused projection, and convolutions, as in its released code.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.errors import ConfigError, nearest
-from vadapt.nn.blocks import Branch
-from vadapt.nn.drop import OptionalKey, dropout, split_key
+from vadapt.adapters import surgery
+from vadapt.errors import ConfigError
+from vadapt.nn.drop import OptionalKey, layer_key
+from vadapt.nn.drop import dropout as drop
+from vadapt.nn.sites import Site
+from vadapt.nn.trunk import Trunk
 from vadapt.partition import Adapter
-
-# Projections that models have in one piece, and what the parts of their outputs are.
-FUSED: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
-
-# The key of the branch that is being computed: the modules between it and its layers know of none.
-_key: contextvars.ContextVar[OptionalKey] = contextvars.ContextVar("key", default=None)
 
 
 class LowRank(nnx.Module):
@@ -57,8 +56,11 @@ class LowRank(nnx.Module):
         self.up = Adapter(jnp.zeros((len(self.parts), rank, outputs // num_parts), jnp.float32))
 
     def __call__(self, x: Float[Array, "*b i"], key: OptionalKey = None) -> Float[Array, "*b o"]:
-        x = dropout(x, self.rate, key)
-        thin = jnp.einsum("...i,pir->...pr", x, self.down[...])
+        x = drop(x, self.rate, key)
+        return self.widen(jnp.einsum("...i,pir->...pr", x, self.down[...]))
+
+    def widen(self, thin: Float[Array, "*b p r"]) -> Float[Array, "*b o"]:
+        """The change, of what the thin side of each part gives."""
         return self._placed(self.scale * jnp.einsum("...pr,pro->...po", thin, self.up[...]))
 
     def matrix(self) -> Float[Array, "i o"]:
@@ -73,49 +75,111 @@ class LowRank(nnx.Module):
         return jnp.concatenate([found.get(i, zeros) for i in range(self.num_parts)], axis=-1)
 
 
-class LoraLinear(nnx.Linear):
-    """A linear layer with a low-rank change beside its frozen kernel, which keeps its path.
+class Layout(NamedTuple):
+    """Which axes of a kernel are summed over, and which come out; a matrix has these two sides."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layer: Any) -> Layout:
+        """The layout of a layer's kernel.
+
+        Raises:
+            ConfigError: a kernel that has axes of its batch, and so is no one matrix.
+        """
+        rank = layer.kernel.ndim
+        number, axes = rank - 1, tuple(range(rank))
+        if isinstance(layer, nnx.Einsum):
+            x, kernel, y = layer.einsum_str.replace(" ", "").replace("->", ",").split(",")
+            outputs = tuple(i for i in axes if kernel[i] in y)
+            inputs = tuple(i for i in axes if i not in outputs)
+            batched = any(kernel[i] in x for i in outputs)
+        else:
+            batched = bool(getattr(layer, "batch_axis", ()))
+            if isinstance(layer, nnx.LinearGeneral):
+                number = len(layer.axis)
+            inputs, outputs = axes[:number], axes[number:]
+        if batched:
+            raise ConfigError(
+                f"lora: the kernel {layer.kernel.shape} of a {type(layer).__name__} has axes of "
+                "its batch; leave this layer out of the targets"
+            )
+        return cls(inputs, outputs)
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the matrix that a kernel of this shape is."""
+        inputs, outputs = (math.prod(shape[i] for i in side) for side in self)
+        return inputs, outputs
+
+    def kernel(self, matrix: Float[Array, "i o"], shape: Sequence[int]) -> Float[Array, "*k"]:
+        """The matrix as a kernel of this shape."""
+        order = (*self.inputs, *self.outputs)
+        return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
+
+
+class Lora(nnx.Module):
+    """A layer with a low-rank change beside its frozen kernel, which keeps its path.
+
+    It is mixed into the layer's own class, see `beside`.
 
     Args:
-        number: of the layer among those of its branch, so that each draws its own dropout.
+        lora: of the kernel as a matrix.
+        number: of the layer in its model, so that each draws its own dropout.
     """
 
-    def __init__(self, linear: nnx.Linear, lora: LowRank, number: int = 0):
-        _copy_fields(linear, self)
+    kernel: nnx.Param
+
+    def __init__(self, layer: Any, lora: LowRank, number: int = 0):
+        self.plain, _ = nnx.split(layer)  # how to make one like it
+        self.layout = Layout.of(layer)
+        for name, value in vars(layer).items():
+            if not name.startswith("_"):  # these are flax's own
+                setattr(self, name, nnx.data(value) if value is None else value)
         self.lora = lora
         self.number = number
 
-    def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Array:
-        key = _key.get()
-        key = None if key is None else jax.random.fold_in(key, self.number)
-        return super().__call__(inputs, out_sharding) + self.lora(inputs, key)
+    def __call__(self, inputs: Float[Array, "*b"], *args: Any, **kwargs: Any) -> Array:
+        frozen: Any = super().__call__
+        key = layer_key(self.number)
+        return frozen(inputs, *args, **kwargs) + self._change(inputs, key)
 
-    def folded(self) -> nnx.Linear:
+    def folded(self) -> Any:
         """A plain layer that computes the same, without dropout."""
-        plain = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-        _copy_fields(self, plain, but=("lora", "number"))
-        kernel = self.kernel[...]
-        changed = kernel.astype(jnp.float32) + self.lora.matrix()
-        plain.kernel = nnx.Param(changed.astype(kernel.dtype))
+        plain, kernel = self._plain(), self.kernel[...]
+        change = self.layout.kernel(self.lora.matrix(), kernel.shape)
+        plain.kernel = nnx.Param((kernel.astype(jnp.float32) + change).astype(kernel.dtype))
         return plain
 
+    def _change(self, x: Array, key: OptionalKey) -> Array:
+        lora, shape = self.lora, self.kernel.shape
+        if isinstance(self, nnx.Linear):
+            return lora(x, key)
+        layer, x = self._plain(), drop(x, lora.rate, key)
+        layer.bias = nnx.data(None)
+        if isinstance(self, nnx.Conv) and self.feature_group_count == 1:
+            thin = lora.down[0].reshape(*shape[:-1], -1)
+            layer.kernel, layer.out_features = nnx.Param(thin), thin.shape[-1]
+            layer.kernel_shape = thin.shape
+            return lora.widen(layer(x)[..., None, :])
+        change = self.layout.kernel(lora.matrix(), shape)
+        layer.kernel = nnx.Param(change.astype(self.kernel.dtype))
+        return layer(x)
 
-class LoraBranch(Branch):
-    """A branch that tells the changed layers inside it what to draw their dropout from."""
+    def _plain(self) -> Any:
+        """The frozen layer alone."""
+        values = nnx.to_pure_dict(nnx.state(self))
+        return nnx.merge(self.plain, {key: x for key, x in values.items() if key != "lora"})
 
-    def __init__(self, branch: Branch):
-        super().__init__(
-            branch.norm, branch.inner, scale=branch.scale, drop_path_rate=branch.drop_path_rate
-        )
 
-    def __call__(self, x: Float[Array, "b n d"], key: OptionalKey = None) -> Float[Array, "b n d"]:
-        path_key, lora_key = split_key(key, 2)
-        with _drawing(lora_key):
-            y = self.compute(x)
-        return self.finish(y, path_key)
+def beside(layer: Any, lora: LowRank, number: int = 0) -> Any:
+    """A layer like the given one, which shares its variables, with a change; see `Lora`."""
+    return _class_of(type(layer))(layer, lora, number)
 
-    def folded(self) -> Branch:
-        return Branch(self.norm, self.inner, scale=self.scale, drop_path_rate=self.drop_path_rate)
+
+@functools.cache
+def _class_of(kind: type) -> type:
+    return type(f"Lora{kind.__name__}", (Lora, kind), {"__doc__": Lora.__doc__})
 
 
 def apply(
@@ -127,20 +191,23 @@ def apply(
     targets: Sequence[str] = ("q", "v"),
     rngs: nnx.Rngs | None = None,
 ) -> Any:
-    """Grafts low-rank changes beside linear layers of every block; the given model stays as is.
+    """Put low-rank changes beside frozen layers; the given model stays as it is.
 
     The new model computes what the old one did until it is trained. `vadapt.fold` adds the changes
     to the kernels and gives a plain model back.
 
     Args:
-        model: anything with `blocks` that hold linear layers.
+        model: a backbone, of whose blocks the layers are, or any NNX module: Linear,
+            LinearGeneral, Einsum and Conv are changed in containers of any kind.
         rank: r in the paper.
         alpha: the change is alpha / rank times the product; by default it is `rank`.
-        dropout: rate on what the changes read, in training.
-        targets: names of layers ("proj", "fc1", ...), or "q", "k", "v" for parts of a fused `qkv`.
+        dropout: rate on what the changes read, in training; of a backbone's blocks alone.
+        targets: names of layers ("proj", "fc1", ...), what they do ("mlp_in", or "q", "k", "v" for
+            parts of a fused projection), or regular expressions for whole paths, such as
+            "stages/./.*conv" (see `surgery.replace`).
 
     Raises:
-        ConfigError: a target that no block has, a rank below 1, or changes grafted before.
+        ConfigError: a target that is nowhere, a rank below 1, or changes that are there already.
 
     >>> from vadapt.backbones.vit import vit
     >>> from vadapt.partition import count, split
@@ -152,83 +219,28 @@ def apply(
         raise ConfigError(f"lora needs a rank of at least 1, got {rank}")
     if not targets:
         raise ConfigError("lora needs targets, such as ('q', 'v')")
-    alpha = rank if alpha is None else alpha
-    rngs = rngs or nnx.Rngs(0)
-    model = nnx.clone(model)
-    blocks = getattr(model, "blocks", ())
-    found: set[str] = set()
-    for block in blocks:
-        for number, (owner, name, linear) in enumerate(list(_linears(block))):
-            if isinstance(linear, LoraLinear):
-                raise ConfigError("the model already has LoRA; adapt the model without it")
-            found |= {name, *FUSED.get(name, ())}
-            parts, num_parts = _parts(name, targets)
-            if not parts:
-                continue
-            lora = LowRank(
-                *linear.kernel.shape,
-                rank=rank,
-                parts=parts,
-                num_parts=num_parts,
-                alpha=alpha,
-                rate=dropout,
-                rngs=rngs,
-            )
-            setattr(owner, name, LoraLinear(linear, lora, number))
-        if dropout:
-            _pass_keys(block)
-    unknown = [target for target in targets if target not in found]
-    if unknown:
+    if dropout and not isinstance(model, Trunk):
         raise ConfigError(
-            f"lora: {unknown} of the targets are no linear layers in the `blocks` of "
-            f"{type(model).__name__}; {nearest(unknown[0], found)}"
+            f"dropout of lora acts in the blocks of a backbone, and {type(model).__name__} is "
+            "none; set dropout=0"
         )
-    return model
+    rngs, numbers = rngs or nnx.Rngs(0), itertools.count()
+    alpha = rank if alpha is None else alpha
 
-
-def _linears(block: Any) -> Iterator[tuple[Any, str, nnx.Linear]]:
-    """Every frozen linear layer of a block: its owner, its name there, itself."""
-    for _, node in nnx.iter_graph(block):
-        if not isinstance(node, nnx.Module):
-            continue
-        for name, child in vars(node).items():
-            if isinstance(child, nnx.Linear) and type(child.kernel) is nnx.Param:
-                yield node, name, child
-
-
-def _parts(name: str, targets: Sequence[str]) -> tuple[tuple[int, ...], int]:
-    """Which parts of a layer's outputs change, and of how many."""
-    if name in targets:
-        return (0,), 1
-    parts = FUSED.get(name, ())
-    return tuple(i for i, part in enumerate(parts) if part in targets), max(len(parts), 1)
-
-
-def _pass_keys(block: Any) -> None:
-    for name, branch in list(vars(block).items()):
-        changed = isinstance(branch, Branch) and any(
-            isinstance(linear, LoraLinear) for _, _, linear in _linears(branch)
+    def make(site: Site, parts: tuple[int, ...] | None) -> Any:
+        layer: Any = site.module
+        if isinstance(layer, Lora):
+            raise ConfigError("the model already has LoRA; adapt the model without it")
+        lora = LowRank(
+            *Layout.of(layer).sizes(layer.kernel.shape),
+            rank=rank,
+            parts=(0,) if parts is None else parts,
+            num_parts=1 if parts is None else len(site.roles),
+            alpha=alpha,
+            rate=dropout,
+            rngs=rngs,
         )
-        if changed and type(branch) is not Branch:
-            raise ConfigError(
-                f"dropout of lora needs plain branches, {name!r} is a {type(branch).__name__}; "
-                "set dropout=0, or graft lora first"
-            )
-        if changed:
-            setattr(block, name, LoraBranch(branch))
+        return beside(layer, lora, next(numbers))
 
-
-@contextlib.contextmanager
-def _drawing(key: OptionalKey) -> Iterator[None]:
-    token = _key.set(key)
-    try:
-        yield
-    finally:
-        _key.reset(token)
-
-
-def _copy_fields(source: nnx.Linear, target: nnx.Linear, but: Sequence[str] = ()) -> None:
-    """What makes a linear layer, its variables shared; private fields are flax's own."""
-    for name, value in vars(source).items():
-        if not name.startswith("_") and name not in but:
-            setattr(target, name, nnx.data(value) if value is None else value)
+    kinds = ("linear", "conv")
+    return surgery.replace(model, targets, make, kinds=kinds, method="lora")

@@ -14,11 +14,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.adapters import surgery
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.blocks import Branch
 from vadapt.nn.drop import OptionalKey, dropout, split_key
 from vadapt.nn.linear import uniform
 from vadapt.nn.norms import LayerNorm
+from vadapt.nn.sites import Site, sites
 from vadapt.partition import Adapter, Constant, mark
 
 FUSIONS = ("concat", "sum", "side", "gside")
@@ -120,19 +122,19 @@ class PatchwiseScaleBranch(Branch):
         self.gate = gate
 
     def gated(
-        self, x: Float[Array, "b *n d"], key: OptionalKey = None
+        self, x: Float[Array, "b *n d"], key: OptionalKey = None, *context: Any
     ) -> tuple[Float[Array, "b *n d"], Float[Array, "b *n 1"]]:
         """The branch's residual term, and the scale of every token."""
         path_key, adapter_key = split_key(key, 2)
-        frozen = self.compute(x)
+        frozen = self.compute(x, *context)
         side = self.adapter(x, adapter_key)
         scale = self.gate(frozen, side)
         return scale * side + self.finish(frozen, path_key), scale
 
     def __call__(
-        self, x: Float[Array, "b *n d"], key: OptionalKey = None
+        self, x: Float[Array, "b *n d"], key: OptionalKey = None, *context: Any
     ) -> Float[Array, "b *n d"]:
-        return self.gated(x, key)[0]
+        return self.gated(x, key, *context)[0]
 
 
 def apply(
@@ -147,7 +149,7 @@ def apply(
     schedule: str = "constant",
     rngs: nnx.Rngs | None = None,
 ) -> Any:
-    """Grafts a patchwise-scale adapter beside the MLP of every block; the given model stays as is.
+    """Put a patchwise-scale adapter beside the MLP of every block; the given model stays as is.
 
     The new model computes what the old one did, bit for bit, until its adapters are trained.
 
@@ -170,28 +172,29 @@ def apply(
     >>> count(split(model).trainable) == 6 * (2 * 96 * 8 + 8 + 5 * 96)
     True
     """
-    blocks = getattr(model, "blocks", None)
-    if not blocks or not all(isinstance(getattr(b, "mlp", None), Branch) for b in blocks):
+    places = [site for site in sites(model, "branch") if site.name == "mlp"]
+    if not places:
         raise ConfigError(
-            f"patchwise_scale grafts beside the `mlp` branch of every block in `blocks`; "
+            "patchwise_scale stands beside the `mlp` branch of every block; this "
             f"{type(model).__name__} has none. Give it a ViT or another model built of "
             "vadapt.nn.blocks.Block."
         )
-    if any(isinstance(block.mlp, PatchwiseScaleBranch) for block in blocks):
-        raise ConfigError("the model already has patchwise-scale adapters")
     rngs = rngs or nnx.Rngs(0)
-    model = nnx.clone(model)
-    scales = layer_scales(scale, schedule, len(model.blocks))
+    scales = iter(layer_scales(scale, schedule, len(places)))
     options = {"norm": norm, "norm_epsilon": norm_epsilon, "dropout": dropout}
-    for block, layer_scale in zip(model.blocks, scales, strict=True):
-        width = block.mlp.norm.width
+
+    def make(site: Site, _: Any) -> PatchwiseScaleBranch:
+        branch: Any = site.module
+        if isinstance(branch, PatchwiseScaleBranch):
+            raise ConfigError("the model already has patchwise-scale adapters")
+        width, layer_scale = branch.norm.width, next(scales)
         if scale == "patchwise":
             gate = PatchwiseGate(width, fusion=fusion, rngs=rngs)
         else:
             gate = LayerGate(layer_scale, learnable=scale == "learnable")
-        adapter = Bottleneck(width, hidden, **options, rngs=rngs)
-        block.mlp = PatchwiseScaleBranch(block.mlp, adapter, gate)
-    return model
+        return PatchwiseScaleBranch(branch, Bottleneck(width, hidden, **options, rngs=rngs), gate)
+
+    return surgery.replace(model, ["mlp"], make, kinds=["branch"], method="patchwise_scale")
 
 
 def layer_scales(scale: str | float, schedule: str, depth: int) -> list[float]:

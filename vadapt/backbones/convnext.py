@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -28,6 +28,8 @@ SMALL = nnx.initializers.truncated_normal(0.02)
 
 class ConvNeXtBlock(nnx.Module):
     """x + scale(fc2(gelu(fc1(norm(dwconv(x)))))), with a 7x7 depthwise convolution."""
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"fc1": ("mlp_in",), "fc2": ("mlp_out",)}
 
     def __init__(
         self, width: int, *, layer_scale: float, drop_path_rate: float = 0.0, rngs: nnx.Rngs

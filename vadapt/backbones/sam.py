@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class MapAttention(nnx.Module):
         window: side of the windows; None to see the whole map.
         relative_positions: whether there are such tables.
     """
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"qkv": ("q", "k", "v"), "proj": ("attn_out",)}
 
     def __init__(
         self,

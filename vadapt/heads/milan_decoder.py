@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -20,6 +22,12 @@ from vadapt.nn.trunk import run_blocks
 
 class CrossAttention(nnx.Module):
     """Multi-head attention of some tokens to others; one projection gives keys, then values."""
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "q": ("q",),
+        "kv": ("k", "v"),
+        "proj": ("attn_out",),
+    }
 
     def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
         self.num_heads = num_heads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -48,6 +50,8 @@ class Attention(nnx.Module):
         relative, shared_relative: biases of the logits by offset, this layer's own and one that
             other layers have too; they add.
     """
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"qkv": ("q", "k", "v"), "proj": ("attn_out",)}
 
     def __init__(
         self,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -28,3 +32,23 @@ def drop_path(x: Float[Array, " b *n"], rate: float, key: OptionalKey) -> Float[
 def split_key(key: OptionalKey, number: int) -> tuple[OptionalKey, ...]:
     """`number` keys out of one, or as many times None."""
     return (None,) * number if key is None else tuple(jax.random.split(key, number))
+
+
+# The key of the block that is being computed: modules between it and its layers know of none.
+_key: contextvars.ContextVar[OptionalKey] = contextvars.ContextVar("key", default=None)
+
+
+@contextlib.contextmanager
+def drawing_from(key: OptionalKey) -> Iterator[None]:
+    """Let layers that methods changed, inside a block that is called here, draw from this key."""
+    token = _key.set(key)
+    try:
+        yield
+    finally:
+        _key.reset(token)
+
+
+def layer_key(number: int) -> OptionalKey:
+    """A layer's own key in training, by the number of the layer; None outside of it."""
+    key = _key.get()
+    return None if key is None else jax.random.fold_in(key, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from vadapt.nn.norms import LayerNorm
 
 class Mlp(nnx.Module):
     """Two linear layers with an activation between them, and a norm behind it if asked for."""
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"fc1": ("mlp_in",), "fc2": ("mlp_out",)}
 
     def __init__(
         self,
@@ -45,6 +48,8 @@ class SwiGLU(nnx.Module):
 
     Source: arXiv:2002.05202.
     """
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"w12": ("mlp_in",), "w3": ("mlp_out",)}
 
     def __init__(
         self,

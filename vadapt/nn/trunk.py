@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from vadapt import remat
 from vadapt.errors import ConfigError
-from vadapt.nn.drop import OptionalKey
+from vadapt.nn.drop import OptionalKey, drawing_from
 from vadapt.nn.tokens import Tokens
 
 
@@ -184,7 +184,8 @@ def _call(
     """What goes on after a block, what a tap sees of it, and the hooks after it."""
     acting = [i for i, hook in enumerate(hooks.modules) if hook.acts(number)]
     if not acting:
-        y = x.with_array(remat.call(block, x.array, key, *context(x)))
+        with drawing_from(key):
+            y = x.with_array(remat.call(block, x.array, key, *context(x)))
         return y, y, hooks
 
     def forward(modules: Any, x: Tokens, states: Any, key: OptionalKey) -> Any:
@@ -192,7 +193,8 @@ def _call(
         states = list(states)
         for i, hook in enumerate(methods):
             x, states[i] = hook.before(number, x, states[i])
-        y = shown = x.with_array(block(x.array, key, *context(x)))
+        with drawing_from(key):
+            y = shown = x.with_array(block(x.array, key, *context(x)))
         for i, hook in enumerate(methods):
             y, states[i] = hook.after(number, y, states[i])
             shown = y if hook.shown(number) else shown
@@ -284,7 +286,8 @@ def _scan(
 
     def body(array: Array, one: Any) -> tuple[Array, None]:
         state, key = one
-        return remat.call(nnx.merge(graph, state), array, key, *more), None
+        with drawing_from(key):
+            return remat.call(nnx.merge(graph, state), array, key, *more), None
 
     array, _ = jax.lax.scan(body, x.array, (stacked, drawn))
     return x.with_array(array)
