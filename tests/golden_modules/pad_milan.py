@@ -37,7 +37,7 @@ def prompting_block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     named = {f"decoder_blocks.0.{name}": value for name, value in params.items()}
     block = imported(Holder([block]), named).decoder.blocks[0]
     # `ids_restore` says where keys stand in raster order, which attention does not see.
-    return {"y": block(inputs["x"], inputs["fixed"])}
+    return {"y": block(inputs["x"], None, inputs["fixed"])}
 
 
 def clip_teacher(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:

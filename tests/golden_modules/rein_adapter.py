@@ -22,6 +22,7 @@ from vadapt.adapters import rein
 from vadapt.backbones.staged import Staged
 from vadapt.necks.learned import Deconvolutions, MultiLevelNeck
 from vadapt.necks.pyramid import pyramid
+from vadapt.nn.tokens import Tokens
 
 
 class Parts(nnx.Module):
@@ -73,15 +74,16 @@ def reins(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     adapter = rein.Rein(
         layers,
         config["embed_dims"],
-        num_extra=int(config["has_cls_token"]),
         **rein_options(config),
         rngs=nnx.Rngs(0),
     )
     named = {f"reins.{name}": value for name, value in params.items()}
     adapter = imported(Grafted(adapter), named).adapter
     feats = inputs["feats"] if config["batch_first"] else jnp.swapaxes(inputs["feats"], 1, 2)
-    blocks = adapter.around([lambda x: x for _ in layers])
-    refined = jnp.stack([block(x) for block, x in zip(blocks, feats, strict=True)])
+    special, shared = int(config["has_cls_token"]), adapter.start(feats)
+    refined = jnp.stack(
+        [adapter.after(i, Tokens(feats[i], special), shared)[0].array for i in layers]
+    )
     outputs = {"feats": refined if config["batch_first"] else jnp.swapaxes(refined, 1, 2)}
     return {**outputs, "query": adapter.queries()} if adapter.transform is not None else outputs
 
