@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vadapt"
 # From the ground up; a file imports from its own floor or one below. `training` stands beside the
 # models: it knows the partition, and no task.
 FLOORS = [
-    {"errors", "command_line", "__init__"},
+    {"errors", "options", "command_line", "__init__"},
     {"partition", "packages", "remat", "sharding", "drawing"}
     | {"kernels", "losses", "data", "metrics"},
     {"nn"},

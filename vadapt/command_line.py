@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import sys
@@ -15,6 +16,9 @@ from ml_collections import ConfigDict, config_flags
 from vadapt.errors import ConfigError, VadaptError, nearest
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:ARGUMENT]; see configs/.")
+DROP = flags.DEFINE_list(
+    "drop", [], "Settings of the config to do without, such as method.fusion,method.scale."
+)
 
 
 def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
@@ -26,6 +30,8 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
     """
     defaults: dict[str, Any] = {}
     try:
+        argv, added = split_options(argv)
+        sys.argv = argv  # where ml_collections looks for overrides
         defaults = _check_overrides(argv)
         rest = flags.FLAGS(argv)
         missing = [f"--{name}" for name in ("config", *required) if flags.FLAGS[name].value is None]
@@ -37,6 +43,7 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
         if len(rest) > 1:
             raise ConfigError(f"unexpected arguments {rest[1:]}; settings are --config.name=value")
         _check_lengths(_leaves(CONFIG.value), defaults)
+        change(CONFIG.value, added, DROP.value)
         return rest
     except VadaptError as error:
         wrong = error
@@ -66,6 +73,73 @@ def load_config(name: str) -> ConfigDict:
         return get_config(argument) if colon else get_config()
     except ValueError as error:
         raise ConfigError(f"--config={name}: {error}") from error
+
+
+def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Arguments apart from options that the recipe does not list, of what it chooses by name.
+
+    A section that has a `name` takes any option of what goes by that name, which checks it.
+    """
+    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
+    if not names:
+        return argv, {}
+    config = load_config(names[-1])
+    kept, added = [], {}
+    for argument in argv:
+        option = re.match(r"--config\.((?:\w+\.)*\w+)\.(\w+)=(.*)", argument)
+        section = _section(config, option[1]) if option else None
+        if (
+            option
+            and section is not None
+            and option[2] not in section
+            and _is_named(config, option[1])
+        ):
+            added[f"{option[1]}.{option[2]}"] = option[3]
+        else:
+            kept.append(argument)
+    return kept, added
+
+
+def _section(config: ConfigDict, name: str) -> ConfigDict | None:
+    for part in name.split("."):
+        config = config.get(part)
+        if not isinstance(config, ConfigDict):
+            return None
+    return config
+
+
+def _is_named(config: ConfigDict, section: str) -> bool:
+    """Whether a section holds the options of something that is chosen by a name."""
+    return section == "model.options" or "name" in (_section(config, section) or ())
+
+
+def change(config: ConfigDict, added: dict[str, str], dropped: Sequence[str]) -> None:
+    """Give a config options that it does not list, and take others out of it, in place.
+
+    Raises:
+        ConfigError: there is no such setting to do without.
+    """
+    with config.unlocked():
+        for name, text in added.items():
+            section, _, key = name.rpartition(".")
+            held = _section(config, section)
+            assert held is not None
+            held[key] = _value(text)
+        for name in dropped:
+            section, _, key = name.removeprefix("config.").rpartition(".")
+            held = _section(config, section) if section else config
+            if held is None or key not in held:
+                raise ConfigError(
+                    f"--drop={name}: no such setting; {nearest(name, _leaves(config))}"
+                )
+            del held[key]
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(text.split(",")) if "," in text else text
 
 
 def _check_overrides(argv: list[str]) -> dict[str, Any]:
@@ -114,4 +188,10 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def print_error(error: VadaptError) -> None:
     """What went wrong, in its own words, after all that was printed before."""
     sys.stdout.flush()
-    print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print(f"\n{describe(error)}", file=sys.stderr, flush=True)
+
+
+def describe(error: VadaptError) -> str:
+    """The kind of an error and its own words, without what JAX adds of its traceback."""
+    words, _, _ = str(error).partition("\n--------------------\n")
+    return f"{type(error).__name__}: {words}"

@@ -18,6 +18,7 @@ from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.staged import Staged
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import ConfigError, WeightsError, nearest
+from vadapt.options import check
 from vadapt.partition import Frozen, mark, variables
 from vadapt.weights.adapter_file import read_info
 from vadapt.weights.families import family_of
@@ -65,6 +66,7 @@ def create(
     (8, 8)
     """
     known = _known(name)
+    check("model.options", name, known.build, options, complete=False)
     seed = rngs if isinstance(rngs, int) else None
 
     def build() -> Any:
@@ -195,6 +197,13 @@ def widths(backbone: Any, layers: Sequence[int]) -> list[int]:
     if isinstance(backbone, Staged):
         return [backbone.widths[layer] for layer in layers]
     return [backbone.width] * len(layers)
+
+
+def strides(backbone: Any, layers: Sequence[int]) -> list[int]:
+    """Pixels of the image from one place to the next, in the maps of these blocks or stages."""
+    if isinstance(backbone, Staged):
+        return [backbone.strides[layer] for layer in layers]
+    return [backbone.patch_size] * len(layers)
 
 
 def create_teacher(

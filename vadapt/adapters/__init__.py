@@ -10,10 +10,13 @@ from typing import Any
 from flax import nnx
 
 from vadapt.errors import ConfigError, nearest
+from vadapt.options import check
 from vadapt.partition import Adapter, Prompt, flatten, split, variables
 from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.hub import local_adapter
 
+# What methods give to their parts themselves.
+MADE = ("places", "widths", "width", "last", "semantics")
 METHODS = ("lora", "patchwise_scale", "rein", "spm")
 
 
@@ -29,7 +32,15 @@ def apply(model: Any, method: str, **options: Any) -> Any:
         adapted = nnx.clone(model)
         adapted.backbone = apply(model.backbone, method, **options)
         return adapted
-    adapted = _module(method).apply(model, **options)
+    function = _module(method).apply
+    check(
+        "method",
+        method,
+        function,
+        options,
+        given=("places", "widths", "width", "last", "semantics"),
+    )
+    adapted = function(model, **options)
     if len(_added(adapted)) <= len(_added(model)):
         raise ConfigError(
             f"{method} took hold nowhere in this {type(model).__name__}: it would train no weight; "

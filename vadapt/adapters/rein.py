@@ -22,6 +22,7 @@ from vadapt.errors import ConfigError, nearest
 from vadapt.nn.linear import uniform
 from vadapt.nn.tokens import Tokens
 from vadapt.nn.trunk import Hook, add_hook, hooks_of
+from vadapt.options import takes
 from vadapt.partition import Adapter
 
 
@@ -216,6 +217,7 @@ class Rein(Hook):
         return self.merge(pooled.reshape(pooled.shape[0], -1))
 
 
+@takes(Rein)
 def apply(
     model: Any,
     *,

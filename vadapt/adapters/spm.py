@@ -24,6 +24,7 @@ from vadapt.nn.activations import gelu_exact
 from vadapt.nn.resize import resize_bilinear
 from vadapt.nn.tokens import Tokens
 from vadapt.nn.trunk import Hook, add_hook
+from vadapt.options import takes
 from vadapt.partition import Adapter, mark
 
 GUIDANCES = ("soft", "logits", "none")
@@ -182,6 +183,7 @@ class Carried(NamedTuple):
     guide: Array | None = None  # of the last matcher
 
 
+@takes(Matcher)
 class SPM(Hook):
     """The matchers of a model, by the number of the block that each comes after.
 
@@ -295,6 +297,7 @@ def stage_ends(depth: int, num_stages: int) -> tuple[int, ...]:
     return tuple(size * (i + 1) + min(i + 1, more) - 1 for i in range(num_stages))
 
 
+@takes(SPM)
 def apply(
     model: Any,
     *,

@@ -14,6 +14,7 @@ from vadapt.errors import ConfigError, nearest
 from vadapt.nn.activations import gelu_exact
 from vadapt.nn.drop import OptionalKey, drop_path
 from vadapt.nn.norms import LayerNorm, LayerScale
+from vadapt.options import takes
 
 # The published sizes: blocks and channels a stage.
 VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -155,6 +156,7 @@ class ConvNeXt(Staged):
         return self.norms[str(stage)](x) if str(stage) in self.norms else x
 
 
+@takes(ConvNeXt)
 def convnext(variant: str, **options: Any) -> ConvNeXt:
     """A ConvNeXt of a named size; options override its fields (see `ConvNeXt`).
 

@@ -16,6 +16,7 @@ from vadapt.backbones.vig import VARIANTS as VIGS
 from vadapt.backbones.vig import vig
 from vadapt.backbones.vit import VARIANTS, vit
 from vadapt.nn.activations import gelu_quick, gelu_tanh
+from vadapt.options import takes
 
 Triple = tuple[float, float, float]
 
@@ -90,6 +91,7 @@ def _vit(
 def _convolutional(build: Callable[..., Any]) -> Backbone:
     """One that has no table of positions: `image_size` may be given and makes no difference."""
 
+    @takes(build)
     def create(*, image_size: Any = None, **options: Any) -> Any:
         return build(**options)
 

@@ -25,6 +25,7 @@ from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import resize_relative, resize_table
 from vadapt.nn.tokens import Tokens
 from vadapt.nn.trunk import Passed, Trunk, block_numbers, run_blocks
+from vadapt.options import takes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {"width": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11)},
@@ -278,6 +279,7 @@ def _zeros(rows: int, width: int) -> nnx.Param:
     return nnx.Param(jnp.zeros((rows, width), jnp.float32))
 
 
+@takes(SAMEncoder)
 def sam(variant: str, **options: Any) -> SAMEncoder:
     """SAM's encoder in a named size; options override its fields (see `SAMEncoder`).
 

@@ -22,6 +22,7 @@ from vadapt.nn.activations import gelu_exact
 from vadapt.nn.convolutions import FAN_IN, ConvNorm
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.positions import resize_table
+from vadapt.options import takes
 
 ISOTROPIC: dict[str, Any] = {
     "stem_stride": 16,
@@ -258,6 +259,7 @@ def _stem(inputs: int, width: int, stride: int, rngs: nnx.Rngs) -> list[ConvNorm
     ]
 
 
+@takes(ViG)
 def vig(variant: str, **options: Any) -> ViG:
     """A ViG of a named size; options override its fields (see `ViG`).
 

@@ -21,6 +21,7 @@ from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import Rotation, resize_table, rotary_angles, sincos_table
 from vadapt.nn.tokens import Tokens
 from vadapt.nn.trunk import Hook, Kept, Passed, Trunk, run_blocks
+from vadapt.options import takes
 from vadapt.partition import Constant
 
 # Sizes of MAE (arXiv:2111.06377) and DeiT; micro is for laptops and tests.
@@ -360,6 +361,7 @@ def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
 
 
+@takes(ViT)
 def vit(variant: str, **options: Any) -> ViT:
     """A ViT of a named size; options override its fields (see `ViT`).
 

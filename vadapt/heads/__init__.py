@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vadapt.errors import ConfigError, nearest
+from vadapt.options import check
 
 # Of segmentation: config.head.name -> the class that reads maps and scores classes of pixels.
 SEGMENTATION = {
@@ -32,7 +33,9 @@ def segmentation_head(name: str, widths: Sequence[int], num_classes: int, **opti
     Raises:
         ConfigError: no such head.
     """
-    return _head(SEGMENTATION, name)(widths, num_classes, **options)
+    head = _head(SEGMENTATION, name)
+    check("head", name, head, options, given=("widths", "inputs", "num_classes"))
+    return head(widths, num_classes, **options)
 
 
 def label_head(name: str, widths: Sequence[int], num_labels: int, **options: Any) -> Any:
@@ -44,7 +47,9 @@ def label_head(name: str, widths: Sequence[int], num_labels: int, **options: Any
     Raises:
         ConfigError: no such head.
     """
-    return _head(LABELS, name)(widths, num_labels, **options)
+    head = _head(LABELS, name)
+    check("head", name, head, options, given=("widths", "inputs", "num_labels"))
+    return head(widths, num_labels, **options)
 
 
 def _head(known: Mapping[str, str], name: str) -> Any:

@@ -150,7 +150,10 @@ class PixelDecoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(inputs) != NUM_LEVELS + 1:
-            raise ShapeError(f"maps of strides 4, 8, 16 and 32 are needed, got {len(inputs)}")
+            raise ShapeError(
+                f"maps of strides 4, 8, 16 and 32 are needed, got {len(inputs)}: name as many "
+                "blocks in config.task.layers"
+            )
         fine, *coarse = inputs
         xavier = nnx.initializers.xavier_uniform()
         self.input_convs = nnx.List(

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt.data.label_maps import IGNORE
+from vadapt.errors import ConfigError
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.convolutions import ConvNorm
 from vadapt.nn.drop import OptionalKey, dropout, split_key
@@ -88,6 +89,11 @@ class UPerNet(nnx.Module):
         align_corners: bool = False,
         rngs: nnx.Rngs,
     ):
+        if len(widths) < 2:
+            raise ConfigError(
+                "upernet fuses maps of several sizes and was given one: name more blocks in "
+                "config.task.layers, or choose --config.head.name=linear"
+            )
         *fine, last = widths
         self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
         self.ignore, self.average_all = ignore, average_all

@@ -133,7 +133,8 @@ class SegmentationTask:
             models.load_adapted(backbone, config.model)
         layers = tuple(config.task.layers)
         widths = models.widths(backbone, layers)
-        neck, widths = make_neck(**config.neck, widths=widths, rngs=rngs)
+        strides = models.strides(backbone, layers)
+        neck, widths = make_neck(**config.neck, widths=widths, strides=strides, rngs=rngs)
         head = segmentation_head(**config.head, widths=widths, num_classes=number, rngs=rngs)
         return Segmenter(backbone, head, layers=layers, norm=config.task.norm, neck=neck)
 
