@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from vadapt.partition import Adapter, Head, Prompt, merge, split, summary
     from vadapt.weights.adapter_file import load_adapter, save_adapter
     from vadapt.weights.export import save_hugging_face
-    from vadapt.weights.hub import pull, push
+    from vadapt.weights.hub import pull
     from vadapt.weights.load import load_weights
+    from vadapt.weights.publish import push
     from vadapt.weights.stablehlo import export_features, load_exported
 
 # Imported on first use, so that `import vadapt` costs nothing.
@@ -38,7 +39,7 @@ _PLACES = {
     "load_weights": "vadapt.weights.load",
     "merge": "vadapt.partition",
     "pull": "vadapt.weights.hub",
-    "push": "vadapt.weights.hub",
+    "push": "vadapt.weights.publish",
     "save_adapter": "vadapt.weights.adapter_file",
     "save_hugging_face": "vadapt.weights.export",
     "split": "vadapt.partition",

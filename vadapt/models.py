@@ -21,6 +21,7 @@ from vadapt.errors import ConfigError, WeightsError, nearest
 from vadapt.options import check
 from vadapt.partition import Frozen, mark, variables
 from vadapt.weights.adapter_file import read_info
+from vadapt.weights.base import remember
 from vadapt.weights.families import family_of
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import (
@@ -179,7 +180,9 @@ def load_adapted(model: nnx.Module, config: Any) -> Report:
     arrays = {
         path: v.get_value() for path, v in variables(adapters.adapt_from(plain, info)).items()
     }
-    return _load_from(arrays, model, config)
+    report = _load_from(arrays, model, config)
+    remember(model, dict(getattr(plain, "resized_from", ())))
+    return report
 
 
 def _load_from(source: Any, model: nnx.Module, config: Any) -> Report:

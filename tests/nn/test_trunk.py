@@ -16,8 +16,9 @@ from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, ShapeError
+from vadapt.nn.hooks import Hook, add_hook
 from vadapt.nn.tokens import Tokens
-from vadapt.nn.trunk import Hook, Parallel, add_hook, run_blocks
+from vadapt.nn.trunk import Parallel, run_blocks
 from vadapt.partition import Prompt
 from vadapt.remat import rematerialise, scanned
 

@@ -13,7 +13,7 @@ from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
-from vadapt.partition import flatten, split, variables
+from vadapt.partition import Head, flatten, mark, merge, split, variables
 from vadapt.weights.adapter_file import (
     fingerprint,
     load_adapter,
@@ -21,6 +21,7 @@ from vadapt.weights.adapter_file import (
     save_adapter,
     save_model,
 )
+from vadapt.weights.base import base_of
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.load import load_weights
 
@@ -47,10 +48,85 @@ def test_round_trip_restores_the_trained_model_and_nothing_else_is_in_the_file(t
 
 
 def test_bases_in_bfloat16_and_float32_are_the_same_base():
-    frozen = split(grafted()).frozen
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
-    changed = jax.tree.map(lambda leaf: leaf * 1.1, frozen)
-    assert fingerprint(frozen) == fingerprint(half) != fingerprint(changed)
+    parts = split(grafted())
+
+    def base(change):
+        return base_of(merge(*parts._replace(frozen=jax.tree.map(change, parts.frozen))))
+
+    half, changed = base(lambda x: x.astype(jnp.bfloat16)), base(lambda x: x * 1.1)
+    assert base_of(grafted()) == half != changed
+
+
+class Under(nnx.Module):
+    """A backbone under a head."""
+
+    def __init__(self, backbone):
+        self.backbone = backbone
+        self.head = mark(nnx.Linear(96, 2, rngs=nnx.Rngs(5)), Head)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A file of pretrained weights: positions of 2x2 patches of 8."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_model(path, plain(seed=3))
+    return path
+
+
+def at(size, weights, **options):
+    """The backbone at an image size, with the weights."""
+    model = vit("micro", depth=2, image_size=size, rngs=nnx.Rngs(0), **options)
+    load_weights(model, weights)
+    return model
+
+
+def test_a_base_is_the_same_at_any_size_under_any_head_with_any_method(pretrained, tmp_path):
+    bases = {
+        base_of(at(16, pretrained)),
+        base_of(at((24, 40), pretrained)),
+        base_of(at(16, pretrained, patch_size=4)),
+        base_of(Under(at(32, pretrained))),
+        base_of(adapters.apply(at(32, pretrained), "lora")),
+        base_of(adapters.fold(at(32, pretrained))),
+    }
+    assert len(bases) == 1
+    assert base_of(plain()) not in bases
+    adapter = tmp_path / "adapter.safetensors"
+    learned = adapters.apply(Under(at((24, 40), pretrained)), "lora", rank=2)
+    save_adapter(adapter, learned)
+    for model in (at(16, pretrained), Under(at(56, pretrained))):
+        restored = adapters.adapt_from(model, adapter)
+        found = variables(restored)
+        for name, array in read_arrays(adapter).items():
+            name = name if hasattr(model, "backbone") else name.removeprefix("backbone/")
+            if name in found:
+                np.testing.assert_array_equal(found[name][...], array, err_msg=name)
+    save_adapter(adapter, adapters.apply(at(16, pretrained), "lora", rank=2))
+    with pytest.raises(WeightsError, match="trained on base weights"):
+        adapters.adapt_from(
+            Under(at(32, {**read_arrays(pretrained), "norm/bias": np.ones(96)})), adapter
+        )
+
+
+def test_running_statistics_are_part_of_a_base(tmp_path):
+    model = adapters.apply(small_resnet(18), "lora", targets=["conv"], rank=1)
+    save_adapter(tmp_path / "adapter.safetensors", model)
+    other = small_resnet(18)
+    adapters.adapt_from(other, tmp_path / "adapter.safetensors")
+    var = variables(other)["stem/0/norm/var"]
+    var[...] = 100 * var[...]
+    with pytest.raises(WeightsError, match="trained on base weights"):
+        adapters.adapt_from(other, tmp_path / "adapter.safetensors")
+
+
+def test_older_files_load_with_a_word_that_their_base_cannot_be_checked(tmp_path):
+    path, model = tmp_path / "adapter.safetensors", grafted()
+    header = {"vadapt": "0.1", "base": fingerprint(split(model).frozen)}
+    header["method"] = json.dumps({"name": "patchwise_scale", "hidden": 4})
+    write_arrays(path, flatten(split(model).trainable), header)
+    adapters.adapt_from(plain(), path)  # the same to the bit: nothing to say
+    with pytest.warns(UserWarning, match=r"do not say enough of their base to check it"):
+        adapters.adapt_from(vit("micro", depth=2, image_size=32, rngs=nnx.Rngs(0)), path)
 
 
 def test_another_base_is_refused_with_both_hashes(tmp_path):

@@ -11,7 +11,7 @@ from tests.weights.fake_hub import serving
 from tests.weights.test_convnext import DEPTHS, WIDTHS
 from tests.weights.test_convnext import small as small_convnext
 from vadapt import adapters, models
-from vadapt.weights import hub
+from vadapt.weights import hub, publish
 from vadapt.weights.__main__ import main
 from vadapt.weights.adapter_file import save_adapter, save_model
 from vadapt.weights.export import save_hugging_face
@@ -145,8 +145,8 @@ def test_export_of_stages_asks_for_a_size(files, capsys, tmp_path):
 def test_there_and_back_through_the_hub(files, capsys, monkeypatch, tmp_path):
     with serving() as server:
         place = {"endpoint": server.url, "token": "secret"}
-        push, pull = hub.push, hub.pull
-        monkeypatch.setattr(hub, "push", lambda *a, **k: push(*a, **k, **place))
+        push, pull = publish.push, hub.pull
+        monkeypatch.setattr(publish, "push", lambda *a, **k: push(*a, **k, **place))
         cache = {"cache_dir": tmp_path / "cache"}
         monkeypatch.setattr(hub, "pull", lambda *a, **k: pull(*a, **k, **place, **cache))
         assert main(["push", files["lora"], "me/it", "--private", "--message=Hello"]) == 0

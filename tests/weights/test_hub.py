@@ -14,7 +14,8 @@ from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
 from vadapt.weights import hub
 from vadapt.weights.adapter_file import load_adapter, read_info, save_adapter
-from vadapt.weights.hub import download, local_path, parse, pull, push
+from vadapt.weights.hub import download, local_path, parse, pull
+from vadapt.weights.publish import push
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError, nearest
+from vadapt.nn.hooks import Hook, add_hook, hooks_of
 from vadapt.nn.linear import uniform
 from vadapt.nn.tokens import Tokens
-from vadapt.nn.trunk import Hook, add_hook, hooks_of
 from vadapt.options import takes
 from vadapt.partition import Adapter
 

@@ -21,9 +21,9 @@ from vadapt.data.label_maps import IGNORE
 from vadapt.errors import ConfigError, nearest
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.activations import gelu_exact
+from vadapt.nn.hooks import Hook, add_hook
 from vadapt.nn.resize import resize_bilinear
 from vadapt.nn.tokens import Tokens
-from vadapt.nn.trunk import Hook, add_hook
 from vadapt.options import takes
 from vadapt.partition import Adapter, mark
 

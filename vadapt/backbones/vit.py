@@ -16,11 +16,12 @@ from vadapt.nn.activations import gelu_exact
 from vadapt.nn.attention import Attention, RelativeBias
 from vadapt.nn.blocks import Block
 from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.hooks import Hook, Kept
 from vadapt.nn.linear import uniform
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import Rotation, resize_table, rotary_angles, sincos_table
 from vadapt.nn.tokens import Tokens
-from vadapt.nn.trunk import Hook, Kept, Passed, Trunk, run_blocks
+from vadapt.nn.trunk import Passed, Trunk, run_blocks
 from vadapt.options import takes
 from vadapt.partition import Constant
 

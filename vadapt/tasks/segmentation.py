@@ -21,7 +21,8 @@ from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores
 from vadapt.necks import make_neck
 from vadapt.nn.drop import OptionalKey
-from vadapt.nn.trunk import Features, hook_losses
+from vadapt.nn.hooks import hook_losses
+from vadapt.nn.trunk import Features
 from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.sliding import Inference
 

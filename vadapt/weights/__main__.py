@@ -139,10 +139,10 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def push(arguments: argparse.Namespace) -> None:
     """Puts an adapter file on the Hugging Face Hub."""
-    from vadapt.weights import hub
+    from vadapt.weights import publish
 
     print(
-        hub.push(
+        publish.push(
             arguments.file,
             arguments.repository,
             private=arguments.private,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -27,16 +28,16 @@ from vadapt.partition import (
     split,
     variables,
 )
+from vadapt.weights.base import BACKBONE, base_of
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
 
 
 def fingerprint(frozen: Tree) -> str:
-    """A hash of frozen weights that does not depend on their order.
+    """The hash of all frozen weights by which files name their base that say no `base_kind`.
 
-    It is taken of the weights rounded to bfloat16: those that a run kept in bfloat16 and the
-    float32 ones they came from are one base.
+    It is of the weights rounded to bfloat16, at the image size that they were resized to.
     """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(frozen).items()):
@@ -49,8 +50,9 @@ class AdapterInfo(NamedTuple):
     """What an adapter file says of itself; None or empty where it says nothing."""
 
     path: Path
-    base: str  # hash of the frozen weights, see `fingerprint`
+    base: str  # hash of the backbone's pretrained weights, see `base.base_of`
     version: str  # of vadapt
+    base_kind: str = ""  # "backbone"; empty in older files, see `fingerprint`
     methods: tuple[Mapping[str, Any], ...] = ()  # in the order of grafting: name and options
     backbone: str | None = None  # name for `vadapt.create`
     trainable: str | Sequence[str] | None = None  # the setting that chose the file's leaves
@@ -98,14 +100,15 @@ def save_adapter(
         statistics: mean and standard deviation of the pixels, in 0-1, that it was trained with.
         extra: what else the file should say of itself; any JSON.
     """
-    parts = split(model, trainable)
-    arrays = {name: np.asarray(leaf) for name, leaf in _learned(model, parts).items()}
+    learned = _learned(model, split(model, trainable))
+    arrays = {name: np.asarray(leaf) for name, leaf in learned.items()}
     grafted = getattr(getattr(model, "backbone", model), "grafted", ())
     methods = [dict(one) for one in grafted] if method is None else method
     if isinstance(methods, list) and len(methods) == 1:
         methods = methods[0]
     named = isinstance(trainable, str | list | tuple)
     header = {
+        "base_kind": "backbone",
         "method": methods or None,
         "backbone": backbone,
         "trainable": trainable if named and trainable != "default" else None,
@@ -114,7 +117,7 @@ def save_adapter(
         **extra,
     }
     text = {name: json.dumps(value) for name, value in header.items() if value is not None}
-    write_arrays(path, arrays, {"vadapt": __version__, "base": fingerprint(parts.frozen), **text})
+    write_arrays(path, arrays, {"vadapt": __version__, "base": base_of(model, learned), **text})
 
 
 def read_info(path: str | Path) -> AdapterInfo:
@@ -146,6 +149,7 @@ def read_info(path: str | Path) -> AdapterInfo:
         path,
         base,
         version,
+        base_kind=fields.pop("base_kind", ""),
         methods=methods,
         backbone=fields.pop("backbone", None),
         trainable=fields.pop("trainable", None),
@@ -199,15 +203,10 @@ def load_adapter(
     """
     info = read_info(local_adapter(source))
     parts = split(model, trainable or info.trainable or DEFAULT)
-    base = fingerprint(parts.frozen)
-    if info.base != base:
-        raise WeightsError(
-            f"{str(info.path)!r} was trained on base weights {info.base} of {info.base_name}, "
-            f"those of this {type(model).__name__} are {base}; load the same pretrained weights "
-            "first"
-        )
-    arrays = read_arrays(info.path)
-    wanted = {name: leaf.shape for name, leaf in _learned(model, parts).items()}
+    learned = _learned(model, parts)
+    _check_base(info, model, parts, learned)
+    wanted = {name: leaf.shape for name, leaf in learned.items()}
+    arrays = _placed(read_arrays(info.path), model)
     found = {name: array.shape for name, array in arrays.items()}
     if not wanted and found:
         raise WeightsError(
@@ -221,6 +220,55 @@ def load_adapter(
             f"{names[:4]}; the file holds {info.described}"
         )
     assign(model, arrays)
+
+
+def _check_base(
+    info: AdapterInfo, model: nnx.Module, parts: Partition, learned: Mapping[str, Any]
+) -> None:
+    """Refuse an adapter of another base.
+
+    Older files name a hash that other image sizes and heads change: if it is another, nothing can
+    be said, which is said.
+    """
+    if info.base_kind:
+        base = base_of(model, learned)
+    else:
+        base = fingerprint(parts.frozen)
+        if base != info.base:
+            warnings.warn(
+                f"{str(info.path)!r} is of vadapt {info.version}, whose files do not say enough of "
+                "their base to check it at another image size or under another head; make sure "
+                f"that the weights are those of {info.base_name}",
+                stacklevel=4,
+            )
+            return
+    if info.base != base:
+        raise WeightsError(
+            f"{str(info.path)!r} was trained on base weights {info.base} of {info.base_name}, "
+            f"those of this {type(model).__name__} are {base}; load the same pretrained weights "
+            "first"
+        )
+
+
+def _placed(arrays: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
+    """The arrays of a file by a model's paths, whichever of the two has a `backbone`.
+
+    What stood around the backbone in training (a head, a neck, a decoder) is left out where the
+    model has no such part.
+    """
+    own = {path.partition("/")[0] for path in variables(model)}
+    prefix = BACKBONE if hasattr(model, "backbone") else ""
+    in_file = any(name.startswith(BACKBONE) for name in arrays)
+    found = {}
+    for name, array in arrays.items():
+        if in_file and not prefix:
+            if not name.startswith(BACKBONE):
+                continue  # a head of another task
+            name = name.removeprefix(BACKBONE)
+        elif prefix and not in_file and name.partition("/")[0] not in own:
+            name = prefix + name
+        found[name] = array
+    return found
 
 
 def _parsed(text: str) -> Any:

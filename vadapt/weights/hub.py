@@ -93,7 +93,7 @@ def download(
             not installed; says what to do.
     """
     address = parse(source)
-    client = _client()
+    hub = client()
     names, offline = [address.file or ""], None
     if address.file is None:
         names, offline = (
@@ -101,7 +101,7 @@ def download(
         )
     for name in names:
         fetch = functools.partial(
-            client.hf_hub_download,
+            hub.hf_hub_download,
             address.repository,
             revision=address.revision,
             endpoint=endpoint,
@@ -109,13 +109,13 @@ def download(
             token=token,
             local_files_only=local_only or offline is not None,
         )
-        with _explained(address):
+        with explained(address):
             try:
                 path = Path(fetch(filename=name))
-            except client.errors.LocalEntryNotFoundError as error:
+            except hub.errors.LocalEntryNotFoundError as error:
                 offline = offline or error
                 continue
-            except client.errors.EntryNotFoundError:
+            except hub.errors.EntryNotFoundError:
                 continue
             for shard in _shards(path):
                 fetch(filename=Path(name).with_name(shard).as_posix())
@@ -139,80 +139,7 @@ def pull(source: str, **options: Any) -> Path:
     return download(str(address._replace(file=address.file or ADAPTER)), **options)
 
 
-def push(
-    path: str | Path,
-    repository: str,
-    *,
-    private: bool = False,
-    message: str | None = None,
-    endpoint: str | None = None,
-    token: str | None = None,
-) -> str:
-    """Puts an adapter file on the Hub, in a repository that is made if there is none.
-
-    A short model card is written where the repository has none.
-
-    Args:
-        repository: "org/name".
-        message: of the commit.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        WeightsError: no adapter file, no access, or no network.
-    """
-    from vadapt.weights.adapter_file import read_info
-
-    info = read_info(path)
-    address = parse(PREFIX + repository)
-    client = _client()
-    with _explained(address):
-        api = client.HfApi(endpoint=endpoint, token=token)
-        api.create_repo(repository, private=private, exist_ok=True)
-        operations = [client.CommitOperationAdd(ADAPTER, str(path))]
-        if not api.file_exists(repository, "README.md"):
-            text = model_card(info, repository)
-            operations.append(client.CommitOperationAdd("README.md", text.encode()))
-        commit = api.create_commit(
-            repository, operations, commit_message=message or "An adapter of vadapt"
-        )
-    return str(commit.commit_url)
-
-
-def model_card(info: Any, repository: str) -> str:
-    """The README of an adapter (`AdapterInfo`) on the Hub."""
-    create = f"vadapt.create({info.backbone!r}, ...)" if info.backbone else "..."
-    rows = [
-        ("adapter", info.described),
-        ("base weights", f"`{info.base}`"),
-        ("classes", ", ".join(info.classes)),
-        ("pixel mean, std", info.statistics and f"{info.statistics.mean}, {info.statistics.std}"),
-        ("vadapt", info.version),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
-    return f"""---
-library_name: vadapt
-tags: [vadapt, adapter]
----
-# {repository.split("/")[-1]}
-
-What was trained beside a frozen backbone; the backbone's own weights are not in here.
-
-| | |
-|---|---|
-{table}
-
-```python
-import vadapt
-
-backbone = {create}  # with the pretrained weights that it was trained on
-model = vadapt.adapt_from(backbone, "{PREFIX}{repository}")
-```
-"""
-
-
-def _client() -> Any:
+def client() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
@@ -227,13 +154,13 @@ def _present(
     address: Address, endpoint: str | None, token: str | None
 ) -> tuple[list[str], Exception | None]:
     """The first of `FILE_NAMES` that a repository has; all, and why, if nobody can be asked."""
-    client = _client()
-    with _explained(address):
+    hub = client()
+    with explained(address):
         try:
-            info = client.HfApi(endpoint=endpoint, token=token).model_info(
+            info = hub.HfApi(endpoint=endpoint, token=token).model_info(
                 address.repository, revision=address.revision, timeout=10
             )
-        except client.errors.HfHubHTTPError as error:
+        except hub.errors.HfHubHTTPError as error:
             if error.response is None or error.response.status_code < 500:
                 raise
             return list(FILE_NAMES), error
@@ -251,9 +178,9 @@ def _shards(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _explained(address: Address) -> Iterator[None]:
+def explained(address: Address) -> Iterator[None]:
     """Turns the client's errors into one line that says what to do."""
-    errors = _client().errors
+    errors = client().errors
     log_in = "log in (hf auth login) with a token that may"
     try:
         yield
@@ -277,7 +204,7 @@ def _explained(address: Address) -> Iterator[None]:
 
 def _failures() -> tuple[type[Exception], ...]:
     """What goes wrong below the client: the errors of its HTTP library and of the system."""
-    return _client().errors.HfHubHTTPError.__bases__
+    return client().errors.HfHubHTTPError.__bases__
 
 
 def _line(error: BaseException) -> str:

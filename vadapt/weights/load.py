@@ -20,6 +20,7 @@ from vadapt import sharding
 from vadapt.errors import WeightsError
 from vadapt.nn.positions import resample, resize_relative, resize_table
 from vadapt.partition import Constant, Tree, flatten, variables
+from vadapt.weights.base import remember
 from vadapt.weights.families import find_family, unwrapped
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
 from vadapt.weights.hub import local_path
@@ -45,6 +46,7 @@ class Report:
     resized: list[str] = field(default_factory=list)  # position tables, patch kernels
     cast: list[str] = field(default_factory=list)  # other dtype in the file
     mismatched: list[str] = field(default_factory=list)  # other shape, not resizable
+    originals: dict[str, Any] = field(default_factory=dict)  # of what was resized, by path
 
     def __str__(self) -> str:
         lines = [f"{self.family} weights: {len(self.loaded)} loaded"]
@@ -102,6 +104,7 @@ def load_weights(
     )
     check_relative(arrays, allow_unexpected)
     assign(model, values)
+    remember(model, report.originals)
     return report
 
 
@@ -135,6 +138,7 @@ def build_loaded(
 
     made = jax.jit(initial, out_shardings={path: wheres[path] for path in others})()
     assign(model, {**values, **made}, wheres)
+    remember(model, report.originals)
     return model, report
 
 
@@ -300,6 +304,8 @@ def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: 
         size = wanted.shape[0]
         report.resized.append(f"{path}: patches of {value.shape[0]} to {size}")
         value = lazily(lambda x: resample(jnp.asarray(x), (size, size)), value)
+    if value is not array:
+        report.originals[path] = array
     if value.shape != wanted.shape:
         report.mismatched.append(f"{path}: file {tuple(array.shape)}, model {wanted.shape}")
         return wanted
