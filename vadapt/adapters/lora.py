@@ -157,6 +157,8 @@ class Lora(nnx.Module):
             return lora(x, key)
         layer, x = self._plain(), drop(x, lora.rate, key)
         layer.bias = nnx.data(None)
+        if isinstance(layer, nnx.Conv):
+            layer.use_bias = False
         if isinstance(self, nnx.Conv) and self.feature_group_count == 1:
             thin = lora.down[0].reshape(*shape[:-1], -1)
             layer.kernel, layer.out_features = nnx.Param(thin), thin.shape[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -63,6 +63,8 @@ class Block(nnx.Module):
         mlp_hidden: hidden width of the MLP; None for `mlp_ratio` times `width`.
         mlp_norm: whether a norm precedes the MLP's last layer.
     """
+
+    ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"attn": ("attention",), "mlp": ("mlp",)}
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ def sites(model: Any, *kinds: str) -> list[Site]:
         model: any NNX module, its layers in containers of any kind.
     """
     found = []
+    if hasattr(model, "patch_embed"):
+        found += [s._replace(roles=("input",)) for s in _inside(model.patch_embed, "patch_embed")]
     for prefix, owner, name, block in _blocks(model):
         if block is not model:
             found.append(Site(prefix, "block", block, owner, name))
