@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vadapt"
 # From the ground up; a file imports from its own floor or one below. `training` stands beside the
 # models: it knows the partition, and no task.
 FLOORS = [
-    {"errors", "options", "command_line", "__init__"},
+    {"errors", "options", "registry", "command_line", "__init__"},
     {"partition", "packages", "remat", "sharding", "drawing"}
     | {"kernels", "losses", "data", "metrics"},
     {"nn"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
-    {"main", "plan", "predict"},
+    {"main", "plan", "predict", "list"},
 ]
 # Rooms that the plan keeps apart though their floors would allow it.
 FORBIDDEN = {

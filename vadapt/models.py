@@ -18,8 +18,9 @@ from vadapt.backbones.families import BACKBONES, Backbone, Statistics
 from vadapt.backbones.staged import Staged
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import ConfigError, WeightsError, nearest
-from vadapt.options import check
+from vadapt.options import accepted, check
 from vadapt.partition import Frozen, mark, variables
+from vadapt.registry import Registry
 from vadapt.weights.adapter_file import read_info
 from vadapt.weights.base import remember
 from vadapt.weights.families import family_of
@@ -126,6 +127,9 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _known(name: str) -> Backbone:
+    if ":" in name:
+        own = Registry("backbone", {})[name]
+        return own if isinstance(own, Backbone) else Backbone(own)
     if name not in BACKBONES:
         raise ConfigError(f"unknown backbone {name!r}; {nearest(name, BACKBONES)}")
     return BACKBONES[name]
@@ -139,12 +143,13 @@ def graft(
     Fields: `name`, and the options of that method's `apply`.
 
     Args:
-        known: what the data say, such as `num_classes`: a method that needs it and is not given
-            it as an option takes it from here.
+        known: what the data say, such as `num_classes`: a method that has such an option and is
+            not given it takes it from here.
     """
     if method["name"] == "none":
         return model
-    needed = {key: known[key] for key in adapters.needs(method["name"]) if key in known}
+    wanted = accepted(adapters.METHODS[method["name"]])
+    needed = {key: value for key, value in known.items() if key in wanted}
     options = needed | {key: value for key, value in method.items() if key != "name"}
     return adapters.apply(model, method["name"], **options, rngs=nnx.Rngs(seed))
 

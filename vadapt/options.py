@@ -88,15 +88,28 @@ for something else does without: --drop=method.rnak
             f"{name} needs {', '.join(missing)}: give "
             + " ".join(f"--config.{section}.{key}=..." for key in missing)
         )
-    if unknown := [key for key in options if key not in known]:
+    unknown = [] if _takes_any(target) else [key for key in options if key not in known]
+    if unknown:
         dropped = ",".join(f"{section}.{key}" for key in unknown)
         raise ConfigError(
             f"{name} has no option {', '.join(map(repr, unknown))}; {nearest(unknown[0], known)}. "
             f"A recipe that brings it for something else does without: --drop={dropped}"
         )
     for key, value in options.items():
-        if not _fits(value, known[key]):
+        if not _fits(value, known.get(key, Any)):
             raise ConfigError(f"{name}: {key}={value!r} is no {_words(known[key])}")
+
+
+def _takes_any(target: Callable[..., Any]) -> bool:
+    """Whether options go where nothing says."""
+    if isinstance(target, functools.partial):
+        return _takes_any(target.func)
+    others = getattr(target, "options_go_to", ())
+    called = target.__init__ if inspect.isclass(target) else target
+    kinds = {parameter.kind for parameter in inspect.signature(called).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return False
+    return not others or any(map(_takes_any, others))
 
 
 def _is_required(target: Callable[..., Any], name: str) -> bool:

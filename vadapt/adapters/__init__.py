@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from vadapt.errors import ConfigError, nearest
+from vadapt.errors import ConfigError
 from vadapt.options import check
 from vadapt.partition import Adapter, Prompt, flatten, split, variables
+from vadapt.registry import Registry
 from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.hub import local_adapter
 
 # What methods give to their parts themselves.
 MADE = ("places", "widths", "width", "last", "semantics")
-METHODS = ("lora", "patchwise_scale", "rein", "spm")
+METHODS = Registry(
+    "method",
+    {name: f"vadapt.adapters.{name}:apply" for name in ("lora", "patchwise_scale", "rein", "spm")},
+)
 
 
 def apply(model: Any, method: str, **options: Any) -> Any:
@@ -26,20 +30,14 @@ def apply(model: Any, method: str, **options: Any) -> Any:
     Name and options are kept on the model as `grafted`, for the header of its adapter file.
 
     Raises:
-        ConfigError: no such method, or the model lacks what the method grafts onto.
+        ConfigError: no such method or option, or the model lacks what the method takes hold of.
     """
     if hasattr(model, "backbone"):
         adapted = nnx.clone(model)
         adapted.backbone = apply(model.backbone, method, **options)
         return adapted
-    function = _module(method).apply
-    check(
-        "method",
-        method,
-        function,
-        options,
-        given=("places", "widths", "width", "last", "semantics"),
-    )
+    function = METHODS[method]
+    check("method", method, function, options, given=MADE)
     adapted = function(model, **options)
     if len(_added(adapted)) <= len(_added(model)):
         raise ConfigError(
@@ -49,21 +47,6 @@ def apply(model: Any, method: str, **options: Any) -> Any:
     kept = {"name": method, **{key: options[key] for key in sorted(options) if key != "rngs"}}
     adapted.grafted = (*getattr(model, "grafted", ()), _hashable(kept))
     return adapted
-
-
-def needs(method: str) -> tuple[str, ...]:
-    """Options of a method that the data know: "num_classes".
-
-    Raises:
-        ConfigError: no such method.
-    """
-    return getattr(_module(method), "NEEDS", ())
-
-
-def _module(method: str) -> Any:
-    if method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    return importlib.import_module(f"vadapt.adapters.{method}")
 
 
 def _added(model: Any) -> dict[str, Any]:
@@ -137,7 +120,7 @@ def fold(model: Any, *, strict: bool = False) -> Any:
 
 
 def _folds(method: dict[str, Any]) -> bool:
-    module = importlib.import_module(f"vadapt.adapters.{method['name']}")
+    module = sys.modules[METHODS[method["name"]].__module__]
     return any(hasattr(value, "folded") for value in vars(module).values())
 
 

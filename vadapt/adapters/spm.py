@@ -29,7 +29,6 @@ from vadapt.partition import Adapter, mark
 
 GUIDANCES = ("soft", "logits", "none")
 TAPS = ("matched", "raw")
-NEEDS = ("num_classes",)  # options that the data know
 SMALL = nnx.initializers.truncated_normal(0.02)
 
 Map = Float[Array, "b h w d"]

@@ -79,23 +79,27 @@ class Backbone(NamedTuple):
     build: Callable[..., Any]
     options: Mapping[str, Any] = MappingProxyType({})
     statistics: Statistics = IMAGENET
+    source: str = ""
 
 
 def _vit(
-    variant: str, options: Mapping[str, Any] = MappingProxyType({}), pixels: Statistics = IMAGENET
+    variant: str,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    pixels: Statistics = IMAGENET,
+    source: str = "ViT, arXiv:2010.11929; MAE, arXiv:2111.06377",
 ) -> Backbone:
     """The one ViT in a size of `VARIANTS`."""
-    return Backbone(functools.partial(vit, variant), options, pixels)
+    return Backbone(functools.partial(vit, variant), options, pixels, source)
 
 
-def _convolutional(build: Callable[..., Any]) -> Backbone:
+def _convolutional(build: Callable[..., Any], source: str) -> Backbone:
     """One that has no table of positions: `image_size` may be given and makes no difference."""
 
     @takes(build)
     def create(*, image_size: Any = None, **options: Any) -> Any:
         return build(**options)
 
-    return Backbone(create)
+    return Backbone(create, source=source)
 
 
 def _dinov2(variant: str) -> dict[str, Backbone]:
@@ -104,8 +108,10 @@ def _dinov2(variant: str) -> dict[str, Backbone]:
     if variant == "giant":
         options |= {"swiglu": True, "mlp_hidden": 4096}
     return {
-        f"dinov2_{variant}": _vit(variant, options),
-        f"dinov2_{variant}_reg": _vit(variant, {**options, **REGISTERS}),
+        f"dinov2_{variant}": _vit(variant, options, source="DINOv2, arXiv:2304.07193"),
+        f"dinov2_{variant}_reg": _vit(
+            variant, {**options, **REGISTERS}, source="DINOv2 with registers, arXiv:2309.16588"
+        ),
     }
 
 
@@ -116,29 +122,58 @@ BACKBONES: dict[str, Backbone] = {
     **_dinov2("base"),
     **_dinov2("large"),
     **_dinov2("giant"),
-    "clip_base": _vit("base", CLIP, OPENAI),  # ViT-B/16
-    "clip_large": _vit("large", {**CLIP, "patch_size": 14}, OPENAI),  # ViT-L/14
-    "siglip_base": _vit("base", SIGLIP, HALF),
-    "siglip_large": _vit("large", {**SIGLIP, "image_size": 256}, HALF),
-    "siglip_so400m": _vit("so400m", {**SIGLIP, "image_size": 378}, HALF),
-    "eva02_base": _vit("base", EVA02, OPENAI),
-    "eva02_large": _vit("large", EVA02, OPENAI),
-    "dinov3_small": _vit("small", DINOV3),
-    "dinov3_base": _vit("base", DINOV3),
-    "dinov3_large": _vit("large", DINOV3),
-    "dinov3_small_plus": _vit("small", {**DINOV3, "swiglu": True, "mlp_hidden": 1536}),
-    "dinov3_huge_plus": _vit(
-        "huge", {**DINOV3, "patch_size": 16, "num_heads": 20, "swiglu": True, "mlp_hidden": 5120}
+    "clip_base": _vit("base", CLIP, OPENAI, source="CLIP, arXiv:2103.00020"),  # ViT-B/16
+    "clip_large": _vit(
+        "large", {**CLIP, "patch_size": 14}, OPENAI, source="CLIP, arXiv:2103.00020"
+    ),  # ViT-L/14
+    "siglip_base": _vit("base", SIGLIP, HALF, source="SigLIP, arXiv:2303.15343"),
+    "siglip_large": _vit(
+        "large", {**SIGLIP, "image_size": 256}, HALF, source="SigLIP, arXiv:2303.15343"
     ),
-    **{f"sam_{size}": Backbone(functools.partial(sam, size)) for size in SAMS},
-    **{f"resnet{depth}": _convolutional(functools.partial(ResNet, depth)) for depth in (50, 101)},
+    "siglip_so400m": _vit(
+        "so400m", {**SIGLIP, "image_size": 378}, HALF, source="SigLIP, arXiv:2303.15343"
+    ),
+    "eva02_base": _vit("base", EVA02, OPENAI, source="EVA-02, arXiv:2303.11331"),
+    "eva02_large": _vit("large", EVA02, OPENAI, source="EVA-02, arXiv:2303.11331"),
+    "dinov3_small": _vit("small", DINOV3, source="DINOv3, arXiv:2508.10104"),
+    "dinov3_base": _vit("base", DINOV3, source="DINOv3, arXiv:2508.10104"),
+    "dinov3_large": _vit("large", DINOV3, source="DINOv3, arXiv:2508.10104"),
+    "dinov3_small_plus": _vit(
+        "small", {**DINOV3, "swiglu": True, "mlp_hidden": 1536}, source="DINOv3, arXiv:2508.10104"
+    ),
+    "dinov3_huge_plus": _vit(
+        "huge",
+        {**DINOV3, "patch_size": 16, "num_heads": 20, "swiglu": True, "mlp_hidden": 5120},
+        source="DINOv3, arXiv:2508.10104",
+    ),
     **{
-        f"resnet{depth}_v1c": _convolutional(functools.partial(ResNet, depth, deep_stem=True))
+        f"sam_{size}": Backbone(
+            functools.partial(sam, size), source="Segment Anything, arXiv:2304.02643"
+        )
+        for size in SAMS
+    },
+    **{
+        f"resnet{depth}": _convolutional(
+            functools.partial(ResNet, depth), "ResNet, arXiv:1512.03385"
+        )
         for depth in (50, 101)
     },
-    **{f"convnext_{size}": _convolutional(functools.partial(convnext, size)) for size in CONVNEXTS},
     **{
-        name: Backbone(functools.partial(vig, name), statistics=pixels)
+        f"resnet{depth}_v1c": _convolutional(
+            functools.partial(ResNet, depth, deep_stem=True), "ResNet-C, arXiv:1812.01187"
+        )
+        for depth in (50, 101)
+    },
+    **{
+        f"convnext_{size}": _convolutional(
+            functools.partial(convnext, size), "ConvNeXt, arXiv:2201.03545"
+        )
+        for size in CONVNEXTS
+    },
+    **{
+        name: Backbone(
+            functools.partial(vig, name), statistics=pixels, source="Vision GNN, arXiv:2206.00272"
+        )
         for name, pixels in {**dict.fromkeys(VIGS, IMAGENET), "vig_micro": SCENES}.items()
     },
 }

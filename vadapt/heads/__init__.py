@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from vadapt.errors import ConfigError, nearest
 from vadapt.options import check
+from vadapt.registry import Registry
 
 # Of segmentation: config.head.name -> the class that reads maps and scores classes of pixels.
-SEGMENTATION = {
-    "linear": "vadapt.heads.linear:LinearHead",
-    "upernet": "vadapt.heads.upernet:UPerNet",
-    "mask2former": "vadapt.heads.mask2former:Mask2FormerHead",
-}
+SEGMENTATION = Registry(
+    "config.head.name",
+    {
+        "linear": "vadapt.heads.linear:LinearHead",
+        "upernet": "vadapt.heads.upernet:UPerNet",
+        "mask2former": "vadapt.heads.mask2former:Mask2FormerHead",
+    },
+)
 # Of labels: config.head.name -> the class that reads maps and scores labels of images.
-LABELS = {
-    "linear": "vadapt.heads.linear:LinearLabels",
-    "mlp": "vadapt.heads.vig_classifier:ClassifierLabels",
-    "label_graph": "vadapt.heads.label_graph:LabelGraph",
-}
+LABELS = Registry(
+    "config.head.name",
+    {
+        "linear": "vadapt.heads.linear:LinearLabels",
+        "mlp": "vadapt.heads.vig_classifier:ClassifierLabels",
+        "label_graph": "vadapt.heads.label_graph:LabelGraph",
+    },
+)
 
 
 def segmentation_head(name: str, widths: Sequence[int], num_classes: int, **options: Any) -> Any:
@@ -33,7 +38,7 @@ def segmentation_head(name: str, widths: Sequence[int], num_classes: int, **opti
     Raises:
         ConfigError: no such head.
     """
-    head = _head(SEGMENTATION, name)
+    head = SEGMENTATION[name]
     check("head", name, head, options, given=("widths", "inputs", "num_classes"))
     return head(widths, num_classes, **options)
 
@@ -47,13 +52,6 @@ def label_head(name: str, widths: Sequence[int], num_labels: int, **options: Any
     Raises:
         ConfigError: no such head.
     """
-    head = _head(LABELS, name)
+    head = LABELS[name]
     check("head", name, head, options, given=("widths", "inputs", "num_labels"))
     return head(widths, num_labels, **options)
-
-
-def _head(known: Mapping[str, str], name: str) -> Any:
-    if name not in known:
-        raise ConfigError(f"unknown config.head.name {name!r}; {nearest(name, known)}")
-    module, attribute = known[name].split(":")
-    return getattr(importlib.import_module(module), attribute)

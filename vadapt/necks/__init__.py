@@ -7,18 +7,22 @@ from typing import Any
 
 from flax import nnx
 
-from vadapt.errors import ConfigError, nearest
-from vadapt.necks.learned import Deconvolutions, MultiLevelNeck
-from vadapt.necks.pyramid import pyramid
+from vadapt.errors import ConfigError
 from vadapt.options import check
+from vadapt.registry import Registry
 
-MADE_BY: dict[str, Callable[..., Any]] = {
-    "none": lambda: None,
-    "pyramid": lambda: None,
-    "deconvolutions": Deconvolutions,
-    "multi_level": MultiLevelNeck,
-}
-NECKS = tuple(MADE_BY)
+# config.neck.name -> a function of widths, rngs and options to the neck and the widths it gives.
+NECKS = Registry(
+    "config.neck.name",
+    {
+        "none": "vadapt.necks.pyramid:no_neck",
+        "pyramid": "vadapt.necks.pyramid:pyramid_neck",
+        "deconvolutions": "vadapt.necks.learned:deconvolutions",
+        "multi_level": "vadapt.necks.learned:multi_level",
+    },
+)
+# What makes maps of four strides out of four of one.
+PYRAMIDS = ("pyramid", "deconvolutions", "multi_level")
 
 
 def make_neck(
@@ -40,24 +44,16 @@ def make_neck(
     Raises:
         ConfigError: no such neck, or maps that it does not take.
     """
-    if name not in NECKS:
-        raise ConfigError(f"unknown config.neck.name {name!r}; {nearest(name, NECKS)}")
-    check("neck", name, MADE_BY[name], options, given=("width", "widths", "maps"))
-    if name == "none":
-        return None, tuple(widths)
-    if len(widths) != 4:
+    build = NECKS[name]
+    check("neck", name, build, options, given=("widths", "width"))
+    if name in PYRAMIDS and len(widths) != 4:
         raise ConfigError(
             f"config.neck.name is {name!r}, which takes four maps, and config.task.layers names "
             f"{len(widths)}"
         )
-    if len(set(strides)) > 1:
+    if name in PYRAMIDS and len(set(strides)) > 1:
         raise ConfigError(
             f"config.neck.name is {name!r}, which makes maps of four strides out of maps of one; "
             f"these have {', '.join(map(str, strides))} already: --config.neck.name=none"
         )
-    if name == "pyramid":
-        return pyramid, tuple(widths)
-    if name == "multi_level":
-        outputs = options.pop("outputs", widths[0])
-        return MultiLevelNeck(widths, outputs, **options, rngs=rngs), (outputs,) * 4
-    return Deconvolutions(widths[0], **options, rngs=rngs), tuple(widths)
+    return build(widths, rngs=rngs, **options)

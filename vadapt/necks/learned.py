@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -12,6 +13,7 @@ from vadapt.nn.activations import gelu_exact
 from vadapt.nn.convolutions import BatchNorm
 from vadapt.nn.linear import uniform
 from vadapt.nn.norms import LayerNorm
+from vadapt.options import takes
 from vadapt.partition import Head, mark
 
 Map = Float[Array, "b _ _ _"]
@@ -107,3 +109,20 @@ class MultiLevelNeck(nnx.Module):
         laterals = [conv(x) for conv, x in zip(self.laterals, maps, strict=True)]
         resized = pyramid(laterals, self.factors)
         return tuple(conv(x) for conv, x in zip(self.outputs, resized, strict=True))
+
+
+@takes(Deconvolutions)
+def deconvolutions(
+    widths: Sequence[int], *, rngs: nnx.Rngs, **options: Any
+) -> tuple[Deconvolutions, tuple[int, ...]]:
+    """Maps grown by learned 2x2 steps, left, or pooled. Source: PAD, arXiv:2312.08192."""
+    return Deconvolutions(widths[0], **options, rngs=rngs), tuple(widths)
+
+
+@takes(MultiLevelNeck)
+def multi_level(
+    widths: Sequence[int], *, outputs: int | None = None, rngs: nnx.Rngs, **options: Any
+) -> tuple[MultiLevelNeck, tuple[int, ...]]:
+    """Maps of four widths made one width, and resized. Source: mmsegmentation's MultiLevelNeck."""
+    outputs = widths[0] if outputs is None else outputs
+    return MultiLevelNeck(widths, outputs, **options, rngs=rngs), (outputs,) * len(widths)

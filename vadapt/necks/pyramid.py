@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 FACTORS = (4.0, 2.0, 1.0, 0.5)  # strides 4, 8, 16, 32 from patches of 16
@@ -36,3 +38,15 @@ def _scaled(x: Array, factor: float) -> Array:
         jax.image.ResizeMethod.LINEAR,
         antialias=False,
     ).astype(x.dtype)
+
+
+def pyramid_neck(
+    widths: Sequence[int], *, rngs: nnx.Rngs
+) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    """`pyramid` of four maps; nothing of it is learned. Source: Rein's wiring, arXiv:2312.04265."""
+    return pyramid, tuple(widths)
+
+
+def no_neck(widths: Sequence[int], *, rngs: nnx.Rngs) -> tuple[None, tuple[int, ...]]:
+    """No neck: the head gets the backbone's maps."""
+    return None, tuple(widths)

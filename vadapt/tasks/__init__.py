@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from vadapt.errors import ConfigError, nearest
+from vadapt.registry import Registry
 
 # config.task.name -> the class that trains it.
-TASKS = {
-    "mae": "vadapt.tasks.mae:MAETask",
-    "milan": "vadapt.tasks.milan:MILANTask",
-    "classification": "vadapt.tasks.classification:ClassificationTask",
-    "multilabel": "vadapt.tasks.multilabel:MultilabelTask",
-    "segmentation": "vadapt.tasks.segmentation:SegmentationTask",
-}
+TASKS = Registry(
+    "config.task.name",
+    {
+        "mae": "vadapt.tasks.mae:MAETask",
+        "milan": "vadapt.tasks.milan:MILANTask",
+        "classification": "vadapt.tasks.classification:ClassificationTask",
+        "multilabel": "vadapt.tasks.multilabel:MultilabelTask",
+        "segmentation": "vadapt.tasks.segmentation:SegmentationTask",
+    },
+)
 
 
 def make_task(config: Any) -> Any:
@@ -23,8 +25,4 @@ def make_task(config: Any) -> Any:
     Raises:
         ConfigError: no such task.
     """
-    name = config.task.name
-    if name not in TASKS:
-        raise ConfigError(f"unknown config.task.name {name!r}; {nearest(name, TASKS)}")
-    module, attribute = TASKS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)(config)
+    return TASKS[config.task.name](config)

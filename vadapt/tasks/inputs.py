@@ -17,14 +17,17 @@ from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.data.stream import Stream, make_stream
 from vadapt.data.transforms import HorizontalFlip, RandomResizedCrop, Transform
 from vadapt.errors import ConfigError, nearest
+from vadapt.registry import Registry
 
 SOURCES = ("scenes", "folder", "msip", "segmentation", "tfds")
+OWN = Registry("config.data.source", {})  # a user's, by place: functions of config.data
 
 
 def make_source(data: Any, *, labelled: bool = False) -> Source:
     """The images that `config.data` names.
 
-    Fields: `source` ("scenes", "folder", "msip", "segmentation" or "tfds"), `path` (of a folder, of
+    Fields: `source` ("scenes", "folder", "msip", "segmentation" or "tfds"; or the place of a
+    function of `config.data` to a source, as in "my_package.data:drone"), `path` (of a folder, of
     a data set's root, or where TFDS keeps its data), `tfds_name`, `split`, for segmentation
     `layout` (a name in `vadapt.data.layouts`; "": as its `dataset.yaml` says), and for scenes
     `num_scenes`, `view`, `domain` ("synthetic" if absent), `image_size`, `scene_seed`.
@@ -35,6 +38,8 @@ def make_source(data: Any, *, labelled: bool = False) -> Source:
     Raises:
         ConfigError: an unknown source, or a folder without a path.
     """
+    if ":" in data.source:
+        return OWN[data.source](data)
     if data.source == "scenes":
         height, width = data.image_size
         fields = ("image", "rois") if data.get("roi_probability", 0.0) else ("image",)

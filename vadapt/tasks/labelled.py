@@ -37,7 +37,7 @@ def make_source(data: Any) -> Source:
     Raises:
         ConfigError: a source without labels, or folders without a path.
     """
-    if data.source not in SOURCES:
+    if data.source not in SOURCES and ":" not in data.source:
         raise ConfigError(
             f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
         )
