@@ -10,7 +10,9 @@ import vadapt
 from tests import compiled
 from vadapt import models
 from vadapt.adapters import rein
+from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, WeightsError
+from vadapt.nn.tokens import Tokens
 from vadapt.partition import Adapter, count, flatten, merge, split, variables
 from vadapt.remat import rematerialise
 from vadapt.weights.load import with_arrays
@@ -118,7 +120,7 @@ def test_grafting_leaves_the_given_model_alone_and_keeps_its_paths(plain, grafte
     parts = split(grafted)
     assert set(flatten(parts.frozen)) == set(variables(plain))
     assert {path.split("/")[0] for path in flatten(parts.trainable)} == {"adapter"}
-    assert plain.adapter is None
+    assert not plain.hooks
 
 
 @pytest.mark.parametrize("start", ["zero", "paper"])
@@ -155,8 +157,7 @@ def test_scale_zero_is_the_frozen_network_bit_for_bit(plain, grafted, images):
 def test_class_token_and_registers_pass_unchanged(plain, grafted, images):
     @jax.jit
     def first_blocks(images):
-        x = plain.embed(images)
-        return plain.blocks[0](x), grafted.layers()[0](x)
+        return [model.features(images, 0, norm=False) for model in (plain, grafted)]
 
     plainly, refined = first_blocks(images)
     np.testing.assert_array_equal(refined[:, :EXTRA], plainly[:, :EXTRA])
@@ -168,10 +169,12 @@ def test_features_are_refined_and_feed_the_next_block(grafted, images):
 
     @jax.jit
     def by_hand(images):
-        blocks = grafted.layers()
-        one = blocks[0](grafted.embed(images))
-        other = blocks[2](blocks[1](one))
-        return one, other, grafted.norm(other)
+        hook, x = grafted.adapter, Tokens(grafted.embed(images), EXTRA)
+        state, outputs = hook.start(images), []
+        for number, block in enumerate(grafted.blocks):
+            x, state = hook.after(number, x.with_array(block(x.array)), state)
+            outputs.append(x.array)
+        return outputs[0], outputs[2], grafted.norm(outputs[2])
 
     one, other, normed = by_hand(images)
     np.testing.assert_allclose(first, one, atol=1e-5)
@@ -211,9 +214,9 @@ def test_the_first_token_only_says_how_much_a_patch_takes():
 def test_a_lone_token_leaves_the_linear_layer_alone():
     adapter = rein.Rein([0], 8, num_tokens=1, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
-    (block,) = adapter.around([lambda x: x])
+    refined, _ = adapter.after(0, Tokens(x), adapter.start(jnp.zeros((1, 8, 8, 3))))
     expected = x + 1e-3 * (x @ adapter.delta.kernel[...] + adapter.delta.bias[...][None, None])
-    np.testing.assert_allclose(block(x), expected, atol=1e-6)
+    np.testing.assert_allclose(refined.array, expected, atol=1e-6)
 
 
 def test_a_batch_twice_gives_its_outputs_twice(grafted, images):
@@ -226,7 +229,6 @@ def test_layers_can_be_chosen(plain, images):
     model = randomised(vadapt.adapt(plain, "rein", layers=[-1, 1], **SMALL))
     assert model.adapter.layers == (1, 2)
     assert model.adapter.tokens_a.shape == (2, 5, 3)
-    assert model.layers()[0] is model.blocks[0]
     first, second = run(model, images, "features", layers=[0, 1], norm=False)
     before, after = run(plain, images, "features", layers=[0, 1], norm=False)
     np.testing.assert_array_equal(first, before)
@@ -280,30 +282,30 @@ def test_bfloat16_stays_bfloat16(grafted, images):
     assert jnp.abs(features.astype(jnp.float32) - expected).mean() < 0.05
 
 
-class Stages(nnx.Module):
+class Linear(nnx.Linear):
+    """A block of one linear layer."""
+
+    def __call__(self, x, key=None):
+        return super().__call__(x)
+
+
+class Stages(Staged):
     """A backbone of two stages of maps."""
 
-    adapter = None
+    widths = (4, 6)
 
     def __init__(self):
-        self.widths = (4, 6)
         self.stages = nnx.List(
-            nnx.List([nnx.Linear(width, width, rngs=nnx.Rngs(0)) for _ in range(2)])
+            nnx.List([Linear(width, width, rngs=nnx.Rngs(0)) for _ in range(2)])
             for width in self.widths
         )
 
-    def features(self, maps):
-        for i, x in enumerate(maps):
-            blocks = (
-                self.stages[i] if self.adapter is None else self.adapter[i].around(self.stages[i])
-            )
-            for block in blocks:
-                x = block(x)
-            yield x
+    def enter(self, x, stage):
+        return jnp.concatenate([x, x[..., :2]], axis=-1) if stage else x
 
 
 def test_stages_get_a_rein_each_and_their_queries_add_up():
-    plain, maps = Stages(), [jnp.ones((1, 2, 3, 4)), jnp.ones((1, 1, 2, 6))]
+    plain, images = Stages(), jnp.ones((1, 2, 3, 4))
     model = randomised(vadapt.adapt(plain, "rein", **SMALL))
     assert set(flatten(split(model).frozen)) == set(variables(plain))
     assert model.adapter[1].tokens_b.shape == (2, 3, 6)
@@ -311,7 +313,9 @@ def test_stages_get_a_rein_each_and_their_queries_add_up():
         lambda: [rein.queries(model), *(adapter.queries() for adapter in model.adapter)]
     )()
     np.testing.assert_allclose(queries[0], queries[1] + queries[2], rtol=1e-6)
-    features = jax.jit(lambda maps: [list(one.features(maps)) for one in (model, plain)])(maps)
+    features = jax.jit(lambda x: [one.features(x, (0, 1)) for one in (model, plain)])(images)
+    outputs = jax.jit(lambda x: model.extract(x).outputs)(images)
+    np.testing.assert_array_equal(outputs["queries"], queries[0])
     for found, before in zip(*features, strict=True):
         assert found.shape == before.shape
         assert jnp.abs(found - before).max() > 1e-3
@@ -330,9 +334,9 @@ def test_the_adapter_file_brings_it_back(plain, grafted, images, tmp_path):
 
 
 def test_what_cannot_be_grafted_is_refused_with_the_reason(plain, grafted):
-    with pytest.raises(ConfigError, match="Linear has no place"):
+    with pytest.raises(ConfigError, match="Linear has no blocks"):
         vadapt.adapt(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "rein")
-    with pytest.raises(ConfigError, match="has one already"):
+    with pytest.raises(ConfigError, match="has this method already"):
         vadapt.adapt(grafted, "rein")
     with pytest.raises(ConfigError, match="3 blocks"):
         vadapt.adapt(plain, "rein", layers=[3])

@@ -14,6 +14,7 @@ from tests.adapters.spm_models import (
     TOLERANCE,
     call,
     draw,
+    matched,
     randomised,
     run,
     seen,
@@ -23,6 +24,7 @@ from vadapt.adapters import spm
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.resize import resize_bilinear
+from vadapt.nn.tokens import Tokens
 from vadapt.partition import merge, split
 
 
@@ -33,15 +35,15 @@ def matched_again(model, maps):
 @pytest.mark.parametrize("name", ["vit", "convnext"])
 def test_raw_taps_are_the_stages_outputs_and_matched_ones_what_goes_on(name, trunks, images):
     models = [randomised(vadapt.adapt(trunks[name], "spm", **SMALL, tap=tap)) for tap in spm.TAPS]
-    matched, raw = (run(unnormed, model, images) for model in models)
+    onward, raw = (run(unnormed, model, images) for model in models)
     outputs = run(matched_again, models[0], raw)
-    for output, one, other in zip(outputs, matched, raw, strict=False):
+    for output, one, other in zip(outputs, onward, raw, strict=False):
         np.testing.assert_allclose(output, one, **TOLERANCE)
         assert jnp.abs(one - other).max() > 1e-2
-    np.testing.assert_allclose(matched[-1], raw[-1], **TOLERANCE)
-    taps = models[0].between.taps
+    np.testing.assert_allclose(onward[-1], raw[-1], **TOLERANCE)
+    taps = TAPS[name]
     plainly = run("features", models[0], images, layers=taps, as_grid=True, norm=False)
-    for one, other in zip(matched, plainly, strict=True):
+    for one, other in zip(onward, plainly, strict=True):
         np.testing.assert_allclose(one, other, **TOLERANCE)
 
 
@@ -51,7 +53,7 @@ def test_output_norms_act_on_what_is_seen_and_not_on_what_goes_on(trunks, images
     def left(model, images):
         return [model.leave(x, i) for i, x in enumerate(unnormed(model, images))]
 
-    found, expected = run(spm.matched, model, images).maps, run(left, model, images)
+    found, expected = run(matched, model, images)[0], run(left, model, images)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, **TOLERANCE)
 
@@ -59,7 +61,8 @@ def test_output_norms_act_on_what_is_seen_and_not_on_what_goes_on(trunks, images
 def test_matchers_before_the_first_stage_and_after_the_last(trunks, images):
     for name, taps in TAPS.items():
         model = vadapt.adapt(trunks[name], "spm", **SMALL, after_stem=True, after_last=True)
-        assert model.between.places == (-1, *taps)
+        ends = model.ends if hasattr(model, "stages") else taps
+        assert model.between.places == (-1, *ends)
         first, last = model.between.matchers[0], model.between.matchers[-1]
         assert first.reduce.in_features == {"resnet": 6, "convnext": 4}.get(name, 8)
         assert last.reduce.in_features == {"resnet": 32, "convnext": 6}.get(name, 8)
@@ -85,7 +88,7 @@ def test_the_stages_of_plain_transformers():
 def test_raw_taps_still_show_what_comes_after_the_last_stage(trunks, images):
     options = {**SMALL, "after_last": True, "tap": "raw"}
     model = randomised(vadapt.adapt(trunks["sam"], "spm", **options))
-    first, last = run(spm.matched, model, images).maps
+    first, last = run(matched, model, images)[0]
     np.testing.assert_allclose(first, seen(trunks["sam"], images, "sam")[0], **TOLERANCE)
 
     def by_hand(model, first):
@@ -100,9 +103,9 @@ def test_a_carried_map_replaces_the_first_one(trunks, images):
     maps = draw(2, 8, 12, 4), draw(2, 4, 6, 5)
 
     def passed(model, images, maps):
-        between = model.between.begin(images)
-        between(0, maps[0])
-        return between(1, maps[1])[1]
+        spm, state = model.between, model.between.start(images)
+        _, state = spm.after(model.ends[0], Tokens(maps[0]), state)
+        return spm.after(model.ends[1], Tokens(maps[1]), state)[0].array
 
     def by_hand(model, maps):
         first, second = model.between.matchers[:2]
@@ -130,7 +133,7 @@ def test_bfloat16_stays_bfloat16(trunks, images):
     parts = split(randomised(vadapt.adapt(trunks["convnext"], "spm", **SMALL, sem_stride=2)))
     cast = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree))
     half = cast((parts.trainable, parts.frozen))
-    found = run(spm.matched, merge(parts.graph, *half, parts.state), images)
+    found = run(matched, merge(parts.graph, *half, parts.state), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
 
 
@@ -147,7 +150,7 @@ def test_it_works_beside_rein(trunks, images):
     rein = {"num_tokens": 2, "rank": 1, "query_width": None, "start": "zero"}
     model = vadapt.adapt(vadapt.adapt(trunks["vit"], "rein", **rein), "spm", **SMALL)
     for found, expected in zip(
-        run(spm.matched, model, images).maps, seen(trunks["vit"], images, "vit"), strict=True
+        run(matched, model, images)[0], seen(trunks["vit"], images, "vit"), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
 
@@ -168,7 +171,7 @@ def test_unknown_options_are_refused(options, message, trunks):
 
 
 def test_what_cannot_be_grafted_is_refused_with_the_reason(trunks):
-    with pytest.raises(ConfigError, match="Linear has no place"):
+    with pytest.raises(ConfigError, match="Linear has no blocks"):
         vadapt.adapt(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "spm", **SMALL)
-    with pytest.raises(ConfigError, match="has one already"):
+    with pytest.raises(ConfigError, match="has this method already"):
         vadapt.adapt(vadapt.adapt(trunks["vit"], "spm", **SMALL), "spm", **SMALL)

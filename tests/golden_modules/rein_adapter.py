@@ -80,7 +80,7 @@ def reins(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     named = {f"reins.{name}": value for name, value in params.items()}
     adapter = imported(Grafted(adapter), named).adapter
     feats = inputs["feats"] if config["batch_first"] else jnp.swapaxes(inputs["feats"], 1, 2)
-    special, shared = int(config["has_cls_token"]), adapter.start(feats)
+    special, shared = int(config["has_cls_token"]), adapter.start(jnp.zeros((1, 8, 8, 3)))
     refined = jnp.stack(
         [adapter.after(i, Tokens(feats[i], special), shared)[0].array for i in layers]
     )

@@ -198,8 +198,9 @@ def test_interim_maps_of_matchers_are_a_term_of_the_loss():
     key = jax.random.key(0)
 
     def step(state, batch, weight):
-        config.task.semantic_weight = weight
-        return task.loss(nnx.merge(graph, state), batch, key)
+        model = nnx.merge(graph, state)
+        model.backbone.between.loss_weight = weight
+        return task.loss(model, batch, key)
 
     loss, terms = jax.jit(step, static_argnums=2)(state, batch, 0.4)
     np.testing.assert_allclose(terms["loss_semantic"], 0.4 * np.log(len(CLASSES)), atol=0.05)

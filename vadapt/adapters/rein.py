@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError, nearest
-from vadapt.nn.hooks import Hook, add_hook, hooks_of
+from vadapt.nn.hooks import Hook, add_hook, check_place, hooks_of
 from vadapt.nn.linear import uniform
 from vadapt.nn.tokens import Tokens
 from vadapt.options import takes
@@ -242,10 +242,11 @@ def apply(
     >>> count(split(model).trainable) == 6 * 16 * (100 + 96) + 2 * (96 * 96 + 96) + 1
     True
     """
+    check_place(model, "adapter")
     options["rngs"] = rngs or nnx.Rngs(0)
     model = nnx.clone(model)
     if not hasattr(model, "stages"):
-        chosen = chosen_layers(layers, len(getattr(model, "blocks", ())))
+        chosen = chosen_layers(layers, model.depth)
         add_hook(model, "adapter", Rein(chosen, model.width, **options))
         return model
     if layers is not None:

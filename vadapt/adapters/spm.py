@@ -21,7 +21,7 @@ from vadapt.data.label_maps import IGNORE
 from vadapt.errors import ConfigError, nearest
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.activations import gelu_exact
-from vadapt.nn.hooks import Hook, add_hook
+from vadapt.nn.hooks import Hook, add_hook, check_place
 from vadapt.nn.resize import resize_bilinear
 from vadapt.nn.tokens import Tokens
 from vadapt.options import takes
@@ -324,12 +324,13 @@ def apply(
     >>> count(split(model).trainable) == 3 * (2 * 96 * 16 + 96 + 33 * 8 + 2 * 16**2 + 22 * 16)
     True
     """
+    check_place(model, "between")
     model = nnx.clone(model)
     if hasattr(model, "stages"):
         ends, widths = model.ends, model.widths
         first = model.stem_width if after_stem else 0
     else:
-        ends, first = stage_ends(len(getattr(model, "blocks", ())), num_stages), model.width
+        ends, first = stage_ends(model.depth, num_stages), model.width
         widths = (model.width,) * num_stages
     places = {-1: first} if after_stem else {}
     places.update(zip(ends, widths, strict=True))

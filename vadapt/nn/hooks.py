@@ -106,12 +106,8 @@ def hook_losses(
     return terms
 
 
-def add_hook(model: Any, name: str, hook: Hook | Sequence[Hook]) -> None:
-    """Give a model a hook, or one for each of its stages, as the attribute `name`, in place.
-
-    Raises:
-        ConfigError: the model runs no blocks around which a hook could act, or has this one.
-    """
+def check_place(model: Any, name: str) -> None:
+    """Refuse a model that has no place for a hook called `name`; see `add_hook`."""
     if not hasattr(model, "hooks"):
         raise ConfigError(
             f"{type(model).__name__} has no blocks to act around; give a backbone "
@@ -119,5 +115,14 @@ def add_hook(model: Any, name: str, hook: Hook | Sequence[Hook]) -> None:
         )
     if name in model.hooks:
         raise ConfigError(f"{type(model).__name__} has this method already, as its `{name}`")
+
+
+def add_hook(model: Any, name: str, hook: Hook | Sequence[Hook]) -> None:
+    """Give a model a hook, or one for each of its stages, as the attribute `name`, in place.
+
+    Raises:
+        ConfigError: the model runs no blocks around which a hook could act, or has this one.
+    """
+    check_place(model, name)
     setattr(model, name, hook if isinstance(hook, Hook) else nnx.List(list(hook)))
     model.hooks = (*model.hooks, name)
