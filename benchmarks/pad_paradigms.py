@@ -2,7 +2,7 @@
 
 Every paradigm starts from the shipped backbone (pre-trained on visible scenes), sees the same
 number of infrared images, and is judged by a linear probe of its patch features on infrared scenes,
-and again on visible ones: what it learnt, and what it forgot. About three minutes a run on two
+and again on visible ones: what it learned, and what it forgot. About three minutes a run on two
 cores; runs that a results file already holds are not done again.
 """
 

@@ -6,7 +6,7 @@
 The paper reports 96.8 mAP (GKGNet, arXiv:2308.14378), without the settings; the released code has
 none for VOC either. These are COCO's at 448 px with a shorter course, the weights those of GKGNet
 trained on COCO, whose labels' table and last layers are left out, or of Pyramid ViG-S. An hour on
-one GPU. Objects that are difficult alone leave a label in doubt: it is neither learnt nor ranked.
+one GPU. Objects that are difficult alone leave a label in doubt: it is neither learned nor ranked.
 On a laptop, on the embedded scenes:
 
     python -m vadapt.main --config=configs/gkgnet_voc.py:scenes --workdir=runs/voc_scenes

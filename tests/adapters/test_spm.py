@@ -335,7 +335,7 @@ def test_check_10_one_pixel_by_hand():
 # Check 11: it learns.
 
 
-def learnt(seed, method, steps=50):
+def learned(seed, method, steps=50):
     """Mean IoU on new textures after training on others; random frozen stages."""
     rng, widths = np.random.default_rng(seed), (16, 24, 32)
     trunk = ConvNeXt(
@@ -358,7 +358,7 @@ def learnt(seed, method, steps=50):
 
 def test_check_11_it_learns_more_than_its_head_alone():
     for seed in range(3):
-        alone, matched = learnt(seed, method=False), learnt(seed, method=True)
+        alone, matched = learned(seed, method=False), learned(seed, method=True)
         print(f"seed {seed}: {alone:.3f} alone, {matched:.3f} matched")
         assert matched > alone + 0.05, (seed, alone, matched)
 
