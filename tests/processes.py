@@ -13,6 +13,7 @@ PATIENCE = 300  # seconds; a test machine may have two cores and much to do
 TINY = {
     "total_steps": 3,
     "batch_size": 16,
+    "model.backbone": "tests.tiny:one_block",
     "model.weights": "",
     "data.num_scenes": 64,
     "data.image_size": "32,32",

@@ -13,6 +13,7 @@ from tests.processes import finish
 SCENES = "--config=configs/pad_msip.py:scenes"
 TINY = (
     SCENES,
+    "--config.model.backbone=tests.tiny:one_block",
     "--config.model.weights=",
     "--config.batch_size=16",
     "--config.data.num_scenes=64",

@@ -140,7 +140,8 @@ class Segmenter(nnx.Module):
         return self.head(features.maps), features.outputs.get("class_maps", ())
 
 
-OPTIMIZER = optax.adam(1e-2)
+# In one piece: leaf by leaf, it would be most of the program of a step.
+OPTIMIZER = optax.flatten(optax.adam(1e-2))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -337,11 +337,11 @@ def test_check_10_one_pixel_by_hand():
 
 def learned(seed, method, steps=50):
     """Mean IoU on new textures after training on others; random frozen stages."""
-    rng, widths = np.random.default_rng(seed), (16, 24, 32)
+    rng, widths = np.random.default_rng(seed), (16, 24)
     trunk = ConvNeXt(
-        depths=(1, 1, 1),
+        depths=(1, 1),
         widths=widths,
-        normed=(0, 1, 2),
+        normed=(0, 1),
         layer_scale=1.0,
         rngs=nnx.Rngs(seed),
     )
