@@ -76,7 +76,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def drop_programs():
-    """Let go of a module's programs: kept until the end they would be gigabytes."""
+    """Let go of programs after a module: kept until the end they would be gigabytes."""
     yield
     drop_all()
 

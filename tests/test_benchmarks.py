@@ -37,6 +37,7 @@ def train_step(tmp_path, *who):
     return {(row["pair"], row["who"]): row for row in size["rows"]}
 
 
+@pytest.mark.plans
 def test_train_step_measures_vadapt(tmp_path):
     rows = train_step(tmp_path, "vadapt")
     assert sorted(rows) == [("full", "vadapt"), ("pad", "vadapt")]
@@ -76,6 +77,7 @@ def test_input_pipeline_measures_every_kind_of_file(tmp_path):
             assert 0 <= stream["waiting"]["median_ms"] <= stream["waiting"]["most_ms"]
 
 
+@pytest.mark.plans
 def test_load_memory_compares_ways_of_loading(tmp_path):
     out = tmp_path / "memory.md"
     output_of("load_memory", "--backbone=dinov2_small", "--out", out)
@@ -84,6 +86,7 @@ def test_load_memory_compares_ways_of_loading(tmp_path):
     assert all(float(share) > 0.9 for *_, share, _ in rows)
 
 
+@pytest.mark.plans
 def test_feature_cache_compares_steps_from_images_and_from_features(tmp_path):
     out = tmp_path / "cache.md"
     arguments = ("--sizes=micro", "--rounds=1", "--images=32", "--steps=2")

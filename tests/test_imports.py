@@ -24,7 +24,8 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
-    {"main", "plan", "predict", "list"},
+    {"main", "plan", "predict", "catalogue"},
+    {"list"},
 ]
 # Rooms that the plan keeps apart though their floors would allow it.
 FORBIDDEN = {

@@ -14,8 +14,8 @@ FILES = sorted(parity.GOLDENS.rglob("*.npz"))
 
 
 @pytest.fixture(autouse=True)
-def drop_programs_of_each_case():
-    """No two cases share a program; those of all would be gigabytes."""
+def drop_programs_of_cases():
+    """Those of all cases would be gigabytes."""
     yield
     drop_all()
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.processes import PATIENCE, spawn
-from vadapt import list as listing
+from vadapt import catalogue
 from vadapt.adapters import METHODS
 from vadapt.errors import ConfigError
 from vadapt.registry import Registry
@@ -126,18 +126,20 @@ def test_names_are_given_once():
 
 
 def test_the_list_has_a_line_for_every_part(capsys):
-    assert listing.main([]) == 0
+    assert catalogue.main([]) == 0
     shown = capsys.readouterr().out
-    for kind, parts in listing.KINDS.items():
+    for kind, parts in catalogue.KINDS.items():
         assert f"{kind}:" in shown
         for name in parts:
-            (line,) = {one for one in listing.lines(kind) if one.split()[0] == name}
-            what, source = listing.describe(parts[name])
+            if not getattr(parts[name], "__module__", "vadapt.").startswith("vadapt."):
+                continue  # another test's own
+            (line,) = {one for one in catalogue.lines(kind) if one.split()[0] == name}
+            what, source = catalogue.describe(parts[name])
             assert line in shown
             assert len(what) > 15, line
             assert source or kind in ("tasks", "necks", "heads of labels"), line
-    assert listing.main(["adapters"]) == 0
+    assert catalogue.main(["adapters"]) == 0
     assert "rein" in (shown := capsys.readouterr().out)
     assert "vit_base" not in shown
-    assert listing.main(["adaptres"]) == 1
+    assert catalogue.main(["adaptres"]) == 1
     assert "nearest: 'adapters'" in capsys.readouterr().err

@@ -101,11 +101,10 @@ def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _section(config: ConfigDict, name: str) -> ConfigDict | None:
+    found: Any = config
     for part in name.split("."):
-        config = config.get(part)
-        if not isinstance(config, ConfigDict):
-            return None
-    return config
+        found = found.get(part) if isinstance(found, ConfigDict) else None
+    return found if isinstance(found, ConfigDict) else None
 
 
 def _is_named(config: ConfigDict, section: str) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -115,7 +115,9 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if options and not name.startswith("vit_"):
             continue
         with contextlib.suppress(WeightsError):
-            model = nnx.eval_shape(functools.partial(create, name, **options))
+            known = BACKBONES[name]
+            wanted = {**known.options, **options}
+            model = _abstract(known.build, tuple(sorted(wanted.items())))
             _, report = match_weights(model, arrays, allow_unexpected=BESIDE)
             size = table_size(model, arrays) if report.resized else {}
             return name, {**always, **options, **size}
@@ -124,6 +126,12 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "backbone and what differs, such as --backbone=vit_base "
         '--options=\'{"depth": 6, "width": 512, "num_heads": 8}\''
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(build: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> Any:
+    """The shapes of a backbone; several files may be looked at, and tracing takes a moment."""
+    return nnx.eval_shape(lambda: build(**dict(options), rngs=nnx.Rngs(0)))
 
 
 def _known(name: str) -> Backbone:

@@ -265,4 +265,4 @@ def test_wrong_sizes_and_names_say_what_is_allowed(model):
     with pytest.raises(ConfigError, match="3 blocks"):
         model.features(jnp.zeros((1, 16, 24, 3)), layers=3)
     with pytest.raises(ConfigError, match="learned"):
-        vit("micro", positions="learned", rngs=nnx.Rngs(0))
+        vit("micro", positions="learnd", rngs=nnx.Rngs(0))

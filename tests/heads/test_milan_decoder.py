@@ -55,9 +55,9 @@ def test_fixed_tokens_are_keys_as_they_are_and_removed_ones_normalised():
     removed = jax.random.normal(jax.random.key(2), (2, 3, WIDTH))
     fixed = jax.random.normal(jax.random.key(3), (2, 5, WIDTH))
     # Four times as long before the norm is nearly the same after it, but not for the prompts.
-    terms = [block(s * removed, fixed) - s * removed for s in (1.0, 4.0)]
+    terms = [block(s * removed, None, fixed) - s * removed for s in (1.0, 4.0)]
     np.testing.assert_allclose(*(block.attn.norm(s * removed) for s in (1.0, 4.0)), atol=1e-4)
-    other = block(removed, 4.0 * fixed) - removed
+    other = block(removed, None, 4.0 * fixed) - removed
     assert jnp.abs(terms[0] - other).max() > 0.1
 
 

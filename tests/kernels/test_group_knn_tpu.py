@@ -59,7 +59,10 @@ def compiled(function, nodes, topology="v5e:2x2"):
     return step.lower(*nodes).compile()
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+LARGE = [pytest.param(name, marks=pytest.mark.plans) for name in ("v5p:2x2x1", "v6e:2x2")]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", *LARGE])
 def test_the_papers_graphs_compile(topology):
     graphs = [*PATCHES, *LABELS, LARGEST]
 

@@ -12,7 +12,6 @@ from flax import nnx
 import vadapt
 from tests.compiled import run
 from vadapt.backbones.convnext import ConvNeXt
-from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, ShapeError
@@ -41,7 +40,6 @@ TRUNKS = {
         **SIZE, depth=3, window=2, global_blocks=[1], neck=None, rngs=nnx.Rngs(0)
     ),
     "staged": lambda: ConvNeXt(depths=(1, 2), widths=(4, 8), normed=(0, 1), rngs=nnx.Rngs(0)),
-    "residual": lambda: ResNet(18, base_width=4, rngs=nnx.Rngs(0)),
 }
 
 
@@ -124,7 +122,7 @@ def stacked(model, order=("rein", "spm", "prompts")):
     return model
 
 
-@pytest.mark.parametrize("name", ["registers", "rotary"])
+@pytest.mark.parametrize("name", ["registers"])
 def test_rein_spm_and_deep_prompts_stack_on_one_model(name, images):
     trunk = TRUNKS[name]()
     model = stacked(trunk)
@@ -145,7 +143,7 @@ def test_rein_spm_and_deep_prompts_stack_on_one_model(name, images):
     assert jnp.abs(last - trunk(images)).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["relative", "windows", "staged", "residual"])
+@pytest.mark.parametrize("name", ["relative", "windows", "staged"])
 def test_hooks_work_or_are_refused_by_name(name, images):
     model = stacked(TRUNKS[name](), ["rein", "spm"])
     found, expected = (run("features", each, images) for each in (model, TRUNKS[name]()))
@@ -207,7 +205,7 @@ def test_taps_of_blocks_that_do_not_run_take_the_nearest_lower_one():
 
 def gradients(model, images):
     def loss(model):
-        maps, outputs = model.extract(images, (1, 3), key=jax.random.key(0))
+        maps, outputs = model.extract(images, (0, 2), key=jax.random.key(0))
         extra = sum(jnp.square(x).sum() for x in jax.tree.leaves(outputs))
         return sum(jnp.square(x).sum() for x in maps) + extra
 
@@ -215,7 +213,7 @@ def gradients(model, images):
 
 
 def test_scanned_and_rematerialised_passes_give_the_same(images):
-    model = plain(depth=4, rotary="pairs", rotary_extent=None)
+    model = plain(depth=3, rotary="pairs", rotary_extent=None)
     lora = vadapt.adapt(model, "lora", rank=2)
     expected = run(gradients, lora, images)
     for how in (scanned(), rematerialise("blocks")):

@@ -5,10 +5,12 @@ Source: arXiv:2106.09685; parts of a fused projection, and convolutions, as in i
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +127,7 @@ class Lora(nnx.Module):
 
     Args:
         lora: of the kernel as a matrix.
-        number: of the layer in its model, so that each draws its own dropout.
+        number: of the layer in its block, so that each draws its own dropout.
     """
 
     kernel: nnx.Param
@@ -226,7 +228,8 @@ def apply(
             f"dropout of lora acts in the blocks of a backbone, and {type(model).__name__} is "
             "none; set dropout=0"
         )
-    rngs, numbers = rngs or nnx.Rngs(0), itertools.count()
+    rngs = rngs or nnx.Rngs(0)
+    numbers: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
     alpha = rank if alpha is None else alpha
 
     def make(site: Site, parts: tuple[int, ...] | None) -> Any:
@@ -242,7 +245,10 @@ def apply(
             rate=dropout,
             rngs=rngs,
         )
-        return beside(layer, lora, next(numbers))
+        # Block by block, so that alike blocks stay alike.
+        block = re.match(r"(blocks/\d+/|stages/\d+/\d+/)?", site.path)
+        assert block is not None
+        return beside(layer, lora, next(numbers[block[0]]))
 
     kinds = ("linear", "conv")
     return surgery.replace(model, targets, make, kinds=kinds, method="lora")

@@ -56,7 +56,8 @@ class LinearHead(nnx.Module):
         key: OptionalKey = None,
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy at the labels' size; 255 is ignored."""
-        return {"loss_seg": cross_entropy(self.scores(predictions, labels.shape[1:]), labels)}
+        _, height, width = labels.shape
+        return {"loss_seg": cross_entropy(self.scores(predictions, (height, width)), labels)}
 
 
 class LabelPredictions(NamedTuple):

@@ -45,7 +45,7 @@ def make_neck(
         ConfigError: no such neck, or maps that it does not take.
     """
     build = NECKS[name]
-    check("neck", name, build, options, given=("widths", "width"))
+    check("neck", name, build, options, given=("widths", "width", "inputs"))
     if name in PYRAMIDS and len(widths) != 4:
         raise ConfigError(
             f"config.neck.name is {name!r}, which takes four maps, and config.task.layers names "

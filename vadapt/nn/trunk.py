@@ -165,24 +165,22 @@ def _scannable(
     if not remat.is_scanned() or len(blocks) < 2:
         return list(order)
     graphs = [nnx.split(block, nnx.Param, ...) for block in blocks]
-    plain = [not jax.tree.leaves(rest) for _, _, rest in graphs]
-    steps: list[Any] = []
+
+    def alone(number: int) -> bool:
+        has_state = bool(jax.tree.leaves(graphs[number][2]))
+        return has_state or any(hook.acts(first + number) for hook in hooks.modules)
+
+    def goes_on(row: range, number: int) -> bool:
+        alike = graphs[number][0] == graphs[row.start][0]
+        return alike and number == row.stop and first + row.stop - 1 not in taps
+
+    steps: list[int | Parallel | range] = []
     for step in order:
-        before = steps[-1] if steps and isinstance(steps[-1], range) else None
-        alone = (
-            isinstance(step, Parallel)
-            or not plain[step]
-            or any(hook.acts(first + step) for hook in hooks.modules)
-        )
-        if alone:
+        row = steps[-1] if steps else None
+        if isinstance(step, Parallel) or alone(step):
             steps.append(step)
-        elif (
-            before is not None
-            and step == before.stop
-            and first + before.stop - 1 not in taps
-            and graphs[step][0] == graphs[before.start][0]
-        ):
-            steps[-1] = range(before.start, step + 1)
+        elif isinstance(row, range) and goes_on(row, step):
+            steps[-1] = range(row.start, step + 1)
         else:
             steps.append(range(step, step + 1))
     steps = [s[0] if isinstance(s, range) and len(s) == 1 else s for s in steps]
@@ -207,7 +205,7 @@ def _scan(
     graph, _ = nnx.split(blocks[0])
     states = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    drawn = None if keys[0] is None else jnp.stack(list(keys))
+    drawn = None if keys[0] is None else jnp.stack([key for key in keys if key is not None])
     more = context(x)
 
     def body(array: Array, one: Any) -> tuple[Array, None]:

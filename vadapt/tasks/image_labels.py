@@ -29,6 +29,7 @@ from vadapt.data.transforms import (
     Transform,
 )
 from vadapt.errors import ConfigError, nearest
+from vadapt.tasks import inputs
 
 SCENES = {"scenes": SceneLabels, "scene_objects": SceneObjects}
 SOURCES = (*SCENES, "labels", "folders", "tfds")

@@ -1,0 +1,63 @@
+"""What there is to choose from, a line for each: its name, what it is, and its source."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vadapt.adapters import METHODS
+from vadapt.backbones.families import BACKBONES, Backbone
+from vadapt.command_line import print_error
+from vadapt.errors import ConfigError, nearest
+from vadapt.heads import LABELS, SEGMENTATION
+from vadapt.necks import NECKS
+from vadapt.tasks import TASKS
+
+KINDS: dict[str, Mapping[str, Any]] = {
+    "backbones": BACKBONES,
+    "adapters": METHODS,
+    "necks": NECKS,
+    "heads of pixels": SEGMENTATION,
+    "heads of labels": LABELS,
+    "tasks": TASKS,
+}
+
+
+def describe(part: Any) -> tuple[str, str]:
+    """What a part is, in one line, and its source, of the docstrings of it and its module."""
+    source = ""
+    if isinstance(part, Backbone):
+        part, source = part.build, part.source
+        while not inspect.isclass(part):  # functions that make a named size of it
+            part = part.func if isinstance(part, functools.partial) else part.options_go_to[0]
+    text = inspect.getdoc(part) or ""
+    both = f"{text}\n{inspect.getdoc(inspect.getmodule(part)) or ''}"
+    what = re.sub(r" *Source:.*", "", " ".join(text.partition("\n\n")[0].split()))
+    named = re.search(r"Source:\s+([^;.]*?arXiv:\d+\.\d+)", both)
+    found = re.search(r"arXiv:\d+\.\d+", both)
+    return what, source or (" ".join(named[1].split()) if named else found[0] if found else "")
+
+
+def lines(kind: str) -> list[str]:
+    """A line for each part of a kind."""
+    found = {name: describe(part) for name, part in KINDS[kind].items()}
+    width = max(map(len, found), default=0)
+    return [
+        f"  {name:<{width}}  {what}" + (f" [{source}]" if source and source not in what else "")
+        for name, (what, source) in found.items()
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the kinds that are asked for, or all; 1 if there is no such kind."""
+    known = {name: kind for kind in KINDS for name in (kind.split()[0], kind)}
+    if unknown := [asked for asked in arguments if asked not in known]:
+        print_error(ConfigError(f"unknown kind {unknown[0]!r}; {nearest(unknown[0], known)}"))
+        return 1
+    for kind in KINDS:
+        if not arguments or {kind, kind.split()[0]} & {*arguments}:
+            print(f"{kind}:", *lines(kind), "", sep="\n")
+    return 0
