@@ -77,6 +77,51 @@ def test_imports_run_one_way(path):
         assert (here, there) not in FORBIDDEN, f"{here} must not import {there}"
 
 
+def test_nothing_outside_adapters_names_an_adapter():
+    names = {path.stem for path in (PACKAGE / "adapters").glob("*.py")} - {"__init__", "surgery"}
+    assert "rein" in names
+    found = {
+        (str(path.relative_to(PACKAGE)), value)
+        for path in FILES
+        if room(path) != "adapters"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for value in (getattr(node, "value", None), getattr(node, "module", None))
+        if isinstance(value, str) and value.removeprefix("vadapt.adapters.") in names
+    }
+    # A family of released files goes by the name of the system that they are of.
+    assert {pair for pair in found if not pair[0].startswith("weights/")} == set()
+
+
+def test_files_do_not_import_in_a_circle():
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    graph = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = {
+            f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in modules
+            else node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        }  # fmt: skip
+        graph[name] = (found & set(modules)) - {name}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name in done:
+            return
+        path.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        path.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
 def test_no_file_is_too_long():
     long = {
         str(path): count
