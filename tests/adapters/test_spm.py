@@ -106,8 +106,12 @@ def test_check_2_a_fresh_matcher_changes_nothing(steps):
     assert len(match.logits) == steps
 
 
-@pytest.mark.parametrize("options", [{}, {"after_stem": True, "after_last": True, "carry": True}])
-@pytest.mark.parametrize("name", TRUNKS)
+EVERYWHERE = {"after_stem": True, "after_last": True, "carry": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("vit", {}), *((name, EVERYWHERE) for name in TRUNKS)]
+)
 def test_check_2_a_fresh_graft_is_the_frozen_trunk_bit_for_bit(name, options, trunks, images):
     trunk = trunks[name]
     fresh = vadapt.adapt(trunk, "spm", **SMALL, **options)
