@@ -20,7 +20,7 @@ Arguments (after a colon, joined by commas):
     small | base | large     the backbone; base is the paper's
     scenes                   the embedded data set and the micro backbone
     pad                      the paradigm: adapters and patchwise gates (default)
-    adapter_fixed_scale, adapter_learnable_scale     one scale a layer instead of gates
+    adapter_fixed_scale, adapter_learnable_scale     one scale per layer instead of gates
     full, full_layer_decay   continual pre-training of everything
     scratch                  everything, from random weights, 400 epochs
     frozen                   no training: the ImageNet weights as they are
@@ -158,7 +158,7 @@ def adapter_fixed_scale(config: ConfigDict) -> None:
 
 
 def adapter_learnable_scale(config: ConfigDict) -> None:
-    """Adapters with one learned scale a layer, from 0.5."""
+    """Adapters with one learned scale per layer, from 0.5."""
     adapter_fixed_scale(config)
     config.method = ConfigDict({**config.method, "scale": "learnable"})
 

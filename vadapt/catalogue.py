@@ -1,4 +1,4 @@
-"""What there is to choose from, a line for each: its name, what it is, and its source."""
+"""A catalogue of parts, a line for each: its name, what it is, and its source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
 
 
 def describe(part: Any) -> tuple[str, str]:
-    """What a part is, in one line, and its source, of the docstrings of it and its module."""
+    """Return what a part is, in one line, and its source, from its docstrings."""
     source = ""
     if isinstance(part, Backbone):
         part, source = part.build, part.source

@@ -185,7 +185,7 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def print_error(error: VadaptError) -> None:
-    """What went wrong, in its own words, after all that was printed before."""
+    """Print what went wrong, in its own words, after all that was printed before."""
     sys.stdout.flush()
     print(f"\n{describe(error)}", file=sys.stderr, flush=True)
 

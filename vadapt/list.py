@@ -1,4 +1,4 @@
-"""What there is to choose from: `python -m vadapt.list [backbones|adapters|necks|heads|tasks]`."""
+"""List what there is: `python -m vadapt.list [backbones|adapters|necks|heads|tasks]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""From a config to a model: backbone, its weights, the method grafted in; they meet here only."""
+"""From a config to a model: backbone, its weights, the method applied; they meet here only."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def load_adapted(model: nnx.Module, config: Any) -> Report:
     `allow_unexpected`.
 
     Args:
-        model: a backbone with the adapter's method grafted in.
+        model: a backbone with the adapter's method applied.
 
     Raises:
         WeightsError: the adapter was trained on other weights, or does not fit.

@@ -41,7 +41,7 @@ def call_each(
     tasks: Int[Array, " b"],
     images: Float[Array, "b h w c"],
 ) -> Any:
-    """What every image gives under the package of its own task, in one pass through the trunk.
+    """Call every image under the package of its own task, in one pass through the trunk.
 
     Only what a package holds is repeated for every image; frozen weights are shared.
 

@@ -1,4 +1,4 @@
-"""What trains: roles by variable type, and the split into the trees that a train step sees.
+"""Partition: roles by variable type, and the split into the trees that a train step sees.
 
 A variable carries its role in its type: backbone weights are `nnx.Param`, what a method adds is
 `Adapter` or `Prompt`, what a task puts on top is `Head`; tables, statistics and queues are state.
@@ -22,7 +22,7 @@ from vadapt.errors import ConfigError
 
 
 class Adapter(nnx.Param):
-    """A weight that a method grafts into a frozen backbone."""
+    """A weight that a method adds to a frozen backbone."""
 
 
 class Prompt(nnx.Param):
@@ -145,7 +145,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def count(tree: Any) -> int:
-    """How many numbers a tree holds."""
+    """Return the number of numbers in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
@@ -236,7 +236,7 @@ def summary(model: nnx.Module, trainable: Trainable = DEFAULT, depth: int = 1) -
 
 
 def num_bytes(tree: Tree) -> int:
-    """What the arrays of a tree, or their shapes, take in memory."""
+    """Return the bytes that the arrays of a tree, or their shapes, take in memory."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

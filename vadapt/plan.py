@@ -42,7 +42,7 @@ _TRIES, _GROWTH = 5, 4  # compilations of a search, and by how much the batch gr
 
 
 def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
-    """What one step of `config` takes on each chip of a TPU topology.
+    """Return what one step of `config` takes on each chip of a TPU topology.
 
     Args:
         topology: such as "v5e:4x4", see `vadapt.training.chips`.

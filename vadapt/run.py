@@ -155,7 +155,7 @@ def claim(config: Config, workdir: Path, *, begun: bool, write: bool = True) -> 
 def closing_table(
     scores: Mapping[str, Mapping[str, float]], result: Mapping[str, float], workdir: Path
 ) -> str:
-    """What the run came to, for people."""
+    """Describe what the run came to, for people."""
     names = list(scores)
     metrics = list(next(iter(scores.values())))
     lines = []

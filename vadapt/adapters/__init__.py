@@ -50,7 +50,7 @@ def apply(model: Any, method: str, **options: Any) -> Any:
 
 
 def _added(model: Any) -> dict[str, Any]:
-    """What methods have added to a model, by path."""
+    """Return what methods have added to a model, by path."""
     return {
         path: value
         for path, value in variables(model).items()

@@ -65,7 +65,7 @@ class Bottleneck(nnx.Module):
 
 
 class PatchwiseGate(nnx.Module):
-    """One scale a token in (0, 1) from the frozen MLP's output and the adapter's; 0.5 at first.
+    """One scale per token in (0, 1) from the frozen MLP's output and the adapter's; 0.5 at first.
 
     Args:
         fusion: what the gate reads: "concat" of both (the paper's), their "sum", the adapter's
@@ -156,8 +156,8 @@ def apply(
     Args:
         model: anything whose `blocks` have an `mlp` branch (`vadapt.nn.blocks.Branch`).
         hidden: width of the bottleneck; h in the paper.
-        scale: "patchwise" (the paper's gate), "learnable" (one a layer, from 0.5), or a number
-            (one a layer, fixed; 0.5 is AdaptFormer's place in the paper's comparison).
+        scale: "patchwise" (the paper's gate), "learnable" (one per layer, from 0.5), or a number
+            (one per layer, fixed; 0.5 is AdaptFormer's place in the paper's comparison).
         fusion: what the patchwise gate reads; see `PatchwiseGate`.
         norm, norm_epsilon, dropout: see `Bottleneck`.
         schedule: of a fixed scale over depth: "constant", "geometric" (times 0.8 for every block

@@ -106,7 +106,7 @@ class LayerLinear(nnx.Module):
 
 
 class Shared(NamedTuple):
-    """What all refined blocks share in a forward pass."""
+    """Values that all refined blocks share in a forward pass."""
 
     tokens: Float[Array, "l m d"]
     values: Float[Array, "l m d"]

@@ -58,7 +58,7 @@ class Step(NamedTuple):
 
 
 class Match(NamedTuple):
-    """What a matcher gives."""
+    """The result of a matcher."""
 
     output: Map
     logits: tuple[Array, ...] = ()  # of every step
@@ -129,7 +129,7 @@ class Matcher(nnx.Module):
         return self.semantics.classify(state)
 
     def guide(self, logits: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
-        """What is embedded of the logits; the softmax in float32."""
+        """Return what is embedded of the logits; the softmax in float32."""
         if self.guidance == "soft":
             logits = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(logits.dtype)
         return jax.lax.stop_gradient(logits) if self.detach_map else logits
@@ -176,7 +176,7 @@ def _depthwise(conv: nnx.Conv, x: Map) -> Map:
 
 
 class Carried(NamedTuple):
-    """What a forward pass carries from matcher to matcher."""
+    """The state that a forward pass carries from matcher to matcher."""
 
     logits: tuple[Array, ...] = ()  # of every matcher and step so far, [b, h, w, k]
     guide: Array | None = None  # of the last matcher

@@ -88,7 +88,7 @@ class ConvNeXt(Staged):
         normed: the stages whose map leaves through a norm. Classifiers have that of the last
             stage (it follows their pooling, and is applied to the map here); dense prediction has
             all, and blocks never see them.
-        layer_scale: initial value of a learned factor a channel on every block's branch.
+        layer_scale: initial value of a learned factor per channel on every block's branch.
         drop_path_rate: of the last block; grows linearly from 0 at the first.
 
     Raises:

@@ -22,7 +22,7 @@ Triple = tuple[float, float, float]
 
 
 class Statistics(NamedTuple):
-    """Mean and standard deviation of a channel in 0-1."""
+    """Mean and standard deviation per channel, in 0-1."""
 
     mean: Triple
     std: Triple
@@ -74,7 +74,7 @@ REGISTERS = MappingProxyType({"num_registers": 4, "position_resize": "cubic_anti
 
 
 class Backbone(NamedTuple):
-    """What a name stands for: `build(**options)` is the model, with `rngs` among the options."""
+    """A named backbone: `build(**options)` is the model, with `rngs` among the options."""
 
     build: Callable[..., Any]
     options: Mapping[str, Any] = MappingProxyType({})

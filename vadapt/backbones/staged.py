@@ -1,4 +1,4 @@
-"""What backbones of stages have in common: maps that get coarser, and features by stage."""
+"""Backbones of stages: maps that get coarser, and features by stage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Staged(Trunk):
         return tuple(end - 1 for end in itertools.accumulate(map(len, self.stages)))
 
     def enter(self, x: Float[Array, "b h w c"], stage: int) -> Float[Array, "b h2 w2 d"]:
-        """What a stage's first block takes, of the images (stage 0) or the last stage's map."""
+        """Return the input of a stage's first block, of the images (stage 0) or the last map."""
         raise NotImplementedError
 
     def __call__(

@@ -19,7 +19,7 @@ from vadapt.errors import ConfigError, nearest
 
 
 class Kind(NamedTuple):
-    """How a published teacher differs from a plain ViT of its size."""
+    """The ways in which a published teacher differs from a plain ViT of its size."""
 
     variant: str
     projection: int | None = None  # width of its features; None: those of the trunk
@@ -29,12 +29,12 @@ class Kind(NamedTuple):
 
     @property
     def mean(self) -> Triple:
-        """Of a channel in 0-1."""
+        """One number per channel, in 0-1."""
         return self.statistics.mean
 
     @property
     def std(self) -> Triple:
-        """Of a channel in 0-1."""
+        """One number per channel, in 0-1."""
         return self.statistics.std
 
     @property
@@ -108,7 +108,7 @@ class Tower(nnx.Module):
 
 
 def kind_of(name: str) -> Kind:
-    """What is known of a teacher by its name.
+    """Return the kind of a teacher by its name.
 
     Raises:
         ConfigError: no such teacher.

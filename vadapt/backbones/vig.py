@@ -123,7 +123,7 @@ class ViGBlock(GraphBlock):
         return nodes.reshape(x.shape)
 
     def bias(self, size: tuple[int, int]) -> Bias:
-        """What is added to the distances on a map of this size.
+        """Return the bias of the distances on a map of this size.
 
         Raises:
             ShapeError: cells do not fill the map; the released bias has none of such a size.
@@ -231,7 +231,7 @@ class ViG(Staged):
 def _schedule(
     number: int, k: int | tuple[int, int], max_dilation: int, drop_path_rate: float
 ) -> list[dict[str, Any]]:
-    """What differs from block to block."""
+    """Yield the options that differ from block to block."""
     first, last = (k, k) if isinstance(k, int) else k
     steps = max(number - 1, 1)
     return [

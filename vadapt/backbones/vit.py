@@ -106,7 +106,7 @@ class ViT(Trunk):
         swiglu, mlp_norm: gated MLPs, a norm inside them (see `mlp.SwiGLU`).
         qkv_bias, key_bias, proj_bias, mlp_bias: which linear layers have one; without
             `key_bias`, queries and values only.
-        layer_scale: initial value of a learned factor a channel on both branches; None for none.
+        layer_scale: initial value of a learned factor per channel on both branches; None for none.
         drop_path_rate: of the last block; grows linearly from 0 at the first.
         final_norm: whether a norm follows the last block.
         first_norm, patch_bias, activation: a norm before the first block, a bias of the patch
@@ -272,7 +272,7 @@ class ViT(Trunk):
     def context(
         self, images: Float[Array, "b h w c"], keep_ids: Int[Array, "b k"] | None = None
     ) -> Callable[[Tokens], tuple[Rotation, ...]]:
-        """What blocks are called with besides tokens and key: the rotation, if there is one."""
+        """Return what blocks are called with besides tokens and key: the rotation, if any."""
         if self.rotary is None:
             return lambda x: ()
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
@@ -289,7 +289,7 @@ class ViT(Trunk):
         return lambda x: (rotation(x.num_special + x.num_prompts) if x.num_prompts else plain,)
 
     def _first_tokens(self, table: Array) -> Iterator[Array]:
-        """What stands before the patches, as rows [1, n, d]."""
+        """Yield the tokens before the patches, as rows [1, n, d]."""
         if self.cls_token is not None:
             token = self.cls_token[...].astype(table.dtype)
             position = table[0] + token if self.class_token_twice else table[0]

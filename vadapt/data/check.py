@@ -32,7 +32,7 @@ _CELL = 240  # pixels of a picture's longer side in the sheet
 
 @dataclasses.dataclass
 class Summary:
-    """What was found in the elements that could be read.
+    """Findings in the elements that could be read.
 
     Attributes:
         pixels: by label, 255 included; `images` in how many images a label occurs.

@@ -30,7 +30,7 @@ _COLUMNS = ("file", "split", "labels")
 
 
 class Labels(NamedTuple):
-    """What is known of the images of one split.
+    """The images of one split, and what is known of them.
 
     Attributes:
         files: paths from the root.

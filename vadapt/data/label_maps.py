@@ -165,7 +165,7 @@ def look_up(
 
 
 def class_colours(num_classes: int) -> UInt8[np.ndarray, "{num_classes} 3"]:
-    """A colour a class for sets that have none: hues by the golden angle, in three brightnesses."""
+    """A colour per class for sets that have none: hues by the golden angle, three brightnesses."""
     number = np.arange(num_classes)
     hue = (number * 0.618034) % 1.0
     value = np.array([0.9, 0.65, 0.45])[number % 3]

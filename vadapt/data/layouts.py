@@ -1,4 +1,4 @@
-"""How segmentation data sets lie in folders and what their masks mean: as data, one entry a set.
+"""Layouts of segmentation data sets, and what their masks mean: one entry per set.
 
 `read_layout` reads such an entry from a data set's own `dataset.yaml`; `LAYOUTS` holds those of
 published sets as their downloads unpack.

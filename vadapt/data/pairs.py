@@ -69,7 +69,7 @@ def _other_splits(root: Path, layout: Layout, split: str) -> str:
 def _split_folders(
     root: Path, layout: Layout, split: str
 ) -> tuple[Sequence[str], list[str] | None]:
-    """What {split} stands for, and the names in the split's list if it has one."""
+    """Return what {split} stands for, and the names in the split's list if it has one."""
     if not split:
         folders = [v for v in layout.splits.values() if not str(v).endswith(".txt")]
         if "{split}" not in layout.images or not folders:

@@ -20,7 +20,7 @@ _SECTORS = np.array([[0, 3, 1], [2, 0, 1], [1, 0, 3], [1, 2, 0], [3, 1, 0], [0, 
 
 
 class PhotometricDraws(NamedTuple):
-    """What one distortion draws; None leaves a step out.
+    """The draws of one distortion; None leaves a step out.
 
     `contrast_last` puts contrast after the hue, else it comes before the saturation.
     """

@@ -1,4 +1,4 @@
-"""What selective search knows of a region: its box, its size, its brightness and its texture."""
+"""Features of a region in selective search: box, size, brightness and texture."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Repeated:
 def repeat_factors(
     targets: Integer[np.ndarray, "n l"], threshold: float | int
 ) -> Float[np.ndarray, " n"]:
-    """How often an image of rare labels should come for one of common labels, at least 1.
+    """Return how often an image of rare labels should come for one of common labels.
 
     The largest of sqrt(threshold / share of the images that have the label) over its labels.
 

@@ -81,7 +81,7 @@ def compute(
 
 
 class Journal:
-    """What was found so far for one sub-set: the packed file, and lines of the runs since.
+    """Findings so far for one sub-set: the packed file, and lines of the runs since.
 
     Every line is written whole and flushed, so that a run may end at any time.
     """

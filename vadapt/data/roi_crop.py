@@ -60,7 +60,7 @@ class RoiDraws(NamedTuple):
 
 
 class RoiCrop(NamedTuple):
-    """What `roi_crop_box` found: the box, or None, and the attempts that it took."""
+    """The result of `roi_crop_box`: the box, or None, and the attempts that it took."""
 
     box: Box | None
     attempts: int

@@ -97,7 +97,7 @@ class SubsetRois:
             self.kind = "text"
 
     def __call__(self, image_name: str) -> Int32[np.ndarray, "n 4"]:
-        """Of the image with this file name."""
+        """Return the candidates of the image with this file name."""
         if self.table is not None:
             return self.table.get(image_name, NO_ROIS)
         if self.kind == "text":

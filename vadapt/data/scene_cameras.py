@@ -43,7 +43,7 @@ def _column(frame: Frame, name: str) -> np.ndarray:
 
 
 def _panes(frame: Frame, surface: _Surface) -> tuple[np.ndarray, ...]:
-    """Of the samples on walls: flat ids, how much of each is window, and a number per window."""
+    """Return flat ids of the samples on walls, each one's share of window, and its window."""
     pitch = _column(frame, "pitch_s").take(surface.parts)
     ids = np.flatnonzero(pitch)
     parts = surface.parts.ravel()[ids]

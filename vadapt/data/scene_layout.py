@@ -1,4 +1,4 @@
-"""Who stands where in an embedded scene, in which colours and how warm."""
+"""Layout of an embedded scene: who stands where, in which colours and how warm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the things of an embedded scene look and how warm they are: weather and finishes."""
+"""Looks and warmth of the things of an embedded scene: weather and finishes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in an embedded scene: meshes of flat convex faces, in metres.
+"""Shapes in an embedded scene: meshes of flat convex faces, in metres.
 
 A mesh is a list of faces painted in order, so that later ones cover earlier ones. Local axes are
 x right, y up, z forward; a vehicle drives along +z, so that a viewer at negative z sees its back.

@@ -71,7 +71,7 @@ class Dice:
 
 
 class Finish(NamedTuple):
-    """How one slot of a thing looks and how warm it is: a row of the world's table."""
+    """The look and warmth of one slot of a thing: a row of the world's table."""
 
     red: float
     green: float

@@ -59,7 +59,7 @@ MIN_SIDE = 16
 
 @dataclasses.dataclass(frozen=True)
 class SceneOptions:
-    """What all scenes of a set share.
+    """Options that all scenes of a set share.
 
     Attributes:
         height: pixels, at least 16; `width` likewise.
@@ -271,7 +271,7 @@ class Scenes:
         )
 
     def fingerprint(self) -> str:
-        """What the records are made from."""
+        """The settings that the records are made from."""
         return repr(self)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:

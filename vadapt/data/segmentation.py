@@ -102,7 +102,7 @@ class Segmentation:
 
     @property
     def palette(self) -> UInt8[np.ndarray, "k 3"]:
-        """A colour a class, to draw labels."""
+        """A colour per class, to draw labels."""
         if self.layout.palette:
             return np.array(self.layout.palette, np.uint8)
         return class_colours(len(self.classes) or 32)
@@ -178,8 +178,8 @@ class MaskReader:
     def _from_colours(self, raw: Integer[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:
         if not len(self._colours):
             raise DataError(
-                f"a mask of colours: write `palette: [[r, g, b], ...]`, one a class, in {YAML}; or "
-                "`channel: 0`, if the first channel holds the ids"
+                f"a mask of colours: write `palette: [[r, g, b], ...]`, one per class, in {YAML}; "
+                "or `channel: 0`, if the first channel holds the ids"
             )
         packed = _pack(raw)
         places = np.minimum(np.searchsorted(self._colours, packed), len(self._colours) - 1)

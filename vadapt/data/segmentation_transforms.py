@@ -42,7 +42,7 @@ def resize_opencv(
 
 
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of every new pixel along an axis: the two old ones beside it, and their weights."""
+    """Return for every new pixel along an axis the two old ones beside it, and their weights."""
     at = ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32)
     first = np.floor(at)
     weight = at - first

@@ -21,7 +21,7 @@ _PAIRS_AT_ONCE = 2**18  # bounds the memory of the first table
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """How fine the segmentation is, and which regions count; the defaults are PAD's.
+    """Options: how fine the segmentation is, and which regions count; by default PAD's.
 
     Attributes:
         scale: of Felzenszwalb's segmentation: the larger, the larger the first regions.
@@ -246,7 +246,7 @@ class _Grouping:
     def similarity(
         self, regions: Int64[np.ndarray, " m"], others: Int64[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
-        """Of colour, texture, size and filling, added in this order; 0 to 8.
+        """Likeness of colour, texture, size and filling, added in this order; 0 to 8.
 
         Of each region with the other in its place, or of one region with all others.
         """

@@ -228,7 +228,7 @@ class Guarded:
 
     @property
     def num_corrupt(self) -> int:
-        """How many distinct elements were found unreadable so far, by this process."""
+        """The number of distinct elements found unreadable so far, by this process."""
         return len(self._corrupt)
 
     def is_corrupt(self, index: int) -> bool:

@@ -48,7 +48,7 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """How many global batches were delivered: what a checkpoint stores."""
+        """The number of global batches that were delivered: what a checkpoint stores."""
         return self._position
 
     @property

@@ -1,4 +1,4 @@
-"""What happens to a record on its way into a batch: crops, flips, sizes, channels.
+"""Transforms of a record on its way into a batch: crops, flips, sizes, channels.
 
 A transform is a small frozen dataclass, called with a record and a NumPy generator; a pipeline is a
 list of them. The geometric ones act on "image" and do the same to "mask" where a record has one,

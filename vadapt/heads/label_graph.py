@@ -37,7 +37,7 @@ class LabelBlock(GraphBlock):
 
 
 class OwnRow(nnx.Module):
-    """Of what a linear layer gives for every label, each label's own: the diagonal alone."""
+    """A linear layer of which each label has its own output alone: the diagonal."""
 
     def __init__(self, width: int, num_labels: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(SMALL(rngs.params(), (width, num_labels), jnp.float32))

@@ -61,7 +61,7 @@ class LinearHead(nnx.Module):
 
 
 class LabelPredictions(NamedTuple):
-    """What heads for labels of images predict."""
+    """Predictions of heads for labels of images."""
 
     logits: Float[Array, "b l"]
     # For each map, the places that every label took from, by group; of heads that choose places.

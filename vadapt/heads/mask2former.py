@@ -25,7 +25,7 @@ from vadapt.partition import Head, mark
 
 
 class Predictions(NamedTuple):
-    """What the queries say before the first decoder layer and after each; in float32."""
+    """Predictions of the queries before the first decoder layer and after each; in float32."""
 
     classes: Float[Array, "l b q k1"]  # logits; the last class is "no object"
     masks: Float[Array, "l b q h w"]  # logits, at the finest map's size
@@ -47,7 +47,7 @@ class Attention(nnx.Module):
         values: Float[Array, "b n d"],
         blocked: Bool[Array, "b q n"] | None = None,
     ) -> Float[Array, "b q d"]:
-        """What the queries take.
+        """Return what the queries take.
 
         Args:
             blocked: the keys that a query does not see, for all heads.

@@ -25,7 +25,7 @@ CANDIDATES = 2**23  # distances at once, where no chip keeps them to itself
 
 
 class Options(NamedTuple):
-    """What is known while tracing."""
+    """Options that are known while tracing."""
 
     groups: int
     k: int
@@ -183,7 +183,7 @@ def spread(
 def distances(
     targets: Float[Array, "n g w"], sources: Float[Array, "m g w"], bias: Float[Array, "n m"]
 ) -> Float[Array, "n g m"]:
-    """Of all sources from all targets, in float32; infinite where they are no numbers."""
+    """Distances of all sources from all targets, in float32; infinite where they are no numbers."""
     x, y = _normalised(targets), _normalised(sources)
     product = jnp.einsum("ngw,mgw->ngm", x, y, precision="highest")
     squares = jnp.square(x).sum(axis=2), jnp.square(y).sum(axis=2).T

@@ -40,7 +40,7 @@ FARTHEST = float(np.finfo(np.float32).max)  # before what was taken away, which 
 
 
 class Sizes(NamedTuple):
-    """Of what a program instance has, and what it looks for."""
+    """Sizes of a program instance, and what it looks for."""
 
     width: int  # channels of a group, rounded up
     n: int
@@ -77,7 +77,7 @@ def _readable(x: Array) -> Array:
 
 
 def _read(parts: Array) -> Array:
-    """What `_readable` had been given."""
+    """Return what `_readable` had been given."""
     w = parts.shape[0] // 3
     high, middle, low = parts[:w], parts[w : 2 * w], parts[2 * w :]
     mark = jnp.where(middle == 2, jnp.nan, middle * jnp.inf)
@@ -234,7 +234,7 @@ def search(
     names: tuple[str, ...],
     interpret: Any = False,
 ) -> tuple[Array, ...]:
-    """What is named of ids, distances, messages and winners, as in `group_knn`; ids always are."""
+    """Return what is named of ids, distances, messages and winners; ids always are."""
     groups = options.groups
     sizes = _sizes(targets, sources.shape[1], bias, options, interpret)
     n, m, w = sizes.padded, sizes.tile, sizes.width

@@ -138,7 +138,7 @@ def matching_cost(
     labels: Int[Array, "b H W"],
     settings: Settings = SETTINGS,
 ) -> Float[Array, "b q k"]:
-    """What it costs to match each query with each class, present or not."""
+    """Costs of matching each query with each class, present or not."""
     num_classes = classes.shape[-1] - 1
     logits = bilinear.sample(jnp.moveaxis(masks, 1, -1), points)
     targets = bilinear.sample_labels(labels, points, num_classes)

@@ -1,4 +1,4 @@
-"""How well several labels an image are told: average precision, precision and recall.
+"""Scores of several labels per image: average precision, precision and recall.
 
 Scores and targets of all images are needed at once, [n, l] on the host. Targets are 1 (there), 0
 (absent) or -1 (in doubt: in no ranking, and absent to precision and recall).

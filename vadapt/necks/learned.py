@@ -20,7 +20,7 @@ Map = Float[Array, "b _ _ _"]
 
 
 class MapNorm(LayerNorm):
-    """A norm over all numbers of a map, with a scale and a bias a channel; one group's norm."""
+    """A norm over all numbers of a map, with a scale and a bias per channel; one group's norm."""
 
     axes = (-3, -2, -1)
 

@@ -1,1 +1,1 @@
-"""What networks are made of: layers, norms, attention, blocks; they know no network."""
+"""Parts of networks: layers, norms, attention, blocks, and the loop over them."""

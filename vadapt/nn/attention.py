@@ -16,7 +16,7 @@ from vadapt.nn.positions import Rotation, relative_position_index, rotate
 
 
 class RelativeBias(nnx.Module):
-    """One learned number a head and offset, added to attention logits; class token first.
+    """One learned number per head and offset, added to attention logits; class token first.
 
     Args:
         window: (rows, columns) of patches that it is made for, and good for alone.
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
     def weights(
         self, x: Float[Array, "b n d"], rotation: Rotation | None = None
     ) -> Float[Array, "b h n n"]:
-        """How much every token takes from every other, in float32; the last axis sums to 1."""
+        """Attention weights: each token's share of every other, in float32; rows sum to 1."""
         queries, keys, _ = self._heads(x, rotation)
         return self._shares(queries, keys)
 

@@ -1,4 +1,4 @@
-"""What methods do around the blocks of a trunk."""
+"""Hooks: methods that act around the blocks of a trunk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vadapt.nn.tokens import Tokens
 
 
 class Hook(nnx.Module):
-    """What a method does around the blocks of a trunk; blocks themselves stay as they are.
+    """A method that acts around the blocks of a trunk; blocks themselves stay as they are.
 
     What a forward pass carries from block to block is its state, a tree of arrays: a hook keeps
     nothing in itself, so that a pass is a pure function, also where blocks are rematerialised.
@@ -21,7 +21,7 @@ class Hook(nnx.Module):
     """
 
     def start(self, images: Float[Array, "b h w c"]) -> Any:
-        """The state at the start of a pass: what all blocks share is computed here, once."""
+        """Return the state at the start of a pass: what all blocks share is computed here, once."""
         return None
 
     def acts(self, number: int) -> bool:
@@ -29,11 +29,11 @@ class Hook(nnx.Module):
         return True
 
     def before(self, number: int, x: Tokens, state: Any) -> tuple[Tokens, Any]:
-        """What a block takes, of what it would have taken; prompts come and go here."""
+        """Return the block's input and the next state; prompts come and go here."""
         return x, state
 
     def after(self, number: int, x: Tokens, state: Any) -> tuple[Tokens, Any]:
-        """What goes on to the next block, of what a block gave."""
+        """Return what goes on to the next block, of this one's output, and the next state."""
         return x, state
 
     def shown(self, number: int) -> bool:
@@ -41,7 +41,7 @@ class Hook(nnx.Module):
         return True
 
     def outputs(self, state: Any, found: Mapping[str, Any]) -> dict[str, Any]:
-        """What heads and losses may read, by name, at the end of a pass.
+        """Return outputs by name, for heads and losses, at the end of a pass.
 
         Args:
             found: outputs of the hooks before this one, whose names it may take up.

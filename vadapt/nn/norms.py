@@ -34,7 +34,7 @@ class LayerNorm(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """One learned factor a channel (CaiT, arXiv:2103.17239)."""
+    """One learned factor per channel (CaiT, arXiv:2103.17239)."""
 
     def __init__(self, width: int, initial: float):
         self.gamma = nnx.Param(jnp.full((width,), initial, jnp.float32))
@@ -44,7 +44,7 @@ class LayerScale(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """A norm over groups of a map's channels, in float32, with a scale and a bias a channel."""
+    """A norm over groups of a map's channels, in float32, with a scale and a bias per channel."""
 
     def __init__(self, width: int, num_groups: int, *, epsilon: float = 1e-5):
         self.num_groups, self.epsilon = num_groups, epsilon

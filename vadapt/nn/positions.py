@@ -15,7 +15,7 @@ from vadapt.errors import ConfigError, ShapeError, nearest
 
 
 class Resize(NamedTuple):
-    """How a family's code samples a grid of positions at another size; half-pixel centres."""
+    """A family's way to sample a grid of positions at another size; half-pixel centres."""
 
     method: jax.image.ResizeMethod = jax.image.ResizeMethod.CUBIC_PYTORCH
     antialias: bool = False  # widens the kernel when shrinking

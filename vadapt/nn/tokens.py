@@ -40,7 +40,7 @@ class Tokens:
 
     @property
     def prompts(self) -> Float[Array, "b p d"]:
-        """What methods added to the sequence."""
+        """The tokens that methods added to the sequence."""
         return self.tokens[:, self.num_special : self.num_special + self.num_prompts]
 
     @property

@@ -107,7 +107,7 @@ def _call(
     key: OptionalKey,
     context: Callable[[Tokens], tuple[Any, ...]],
 ) -> tuple[Tokens, Tokens, Hooks]:
-    """What goes on after a block, what a tap sees of it, and the hooks after it."""
+    """Return what goes on after a block, what a tap sees of it, and the hooks after it."""
     acting = [i for i, hook in enumerate(hooks.modules) if hook.acts(number)]
     if not acting:
         with drawing_from(key):
@@ -221,7 +221,7 @@ def _scan(
 
 
 class Features(NamedTuple):
-    """What a forward pass gives: the maps of the chosen blocks, and outputs by name."""
+    """The result of a forward pass: the maps of the chosen blocks, and outputs by name."""
 
     maps: Any  # one array for one number, a tuple for several
     outputs: dict[str, Any]
@@ -240,7 +240,7 @@ class Trunk(nnx.Module):
 
     @property
     def depth(self) -> int:
-        """How many blocks (stages, where a backbone has them) `features` can be asked for."""
+        """The number of blocks (stages, where a backbone has them) that `features` counts."""
         raise NotImplementedError
 
     def run(

@@ -57,7 +57,7 @@ class FeatureCache:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What records have."""
+        """The fields of records."""
         return (*self._arrays, "index")
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def num_bytes(shapes: Shapes, length: int) -> int:
-    """What so many records take on disk, but for a few kilobytes."""
+    """Return the bytes that so many records take on disk, but for a few kilobytes."""
     return length * sum(_row_bytes(shape) for shape in shapes.values())
 
 
@@ -212,7 +212,7 @@ def _fill(
 
 
 def _usable(folder: Path, shapes: Shapes, length: int) -> int:
-    """How many records a stopped process left in all files."""
+    """Return the number of records that a stopped process left in all files."""
     done = _info(folder).get("done", 0)
     for name, shape in shapes.items():
         path, end = folder / f"{name}.npy", len(_header(shape, length)) + done * _row_bytes(shape)

@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of images that no augmentation touches, from a cache on disk."""
+"""Features of a frozen backbone, of images that no augmentation touches, cached on disk."""
 
 from __future__ import annotations
 

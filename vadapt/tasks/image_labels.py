@@ -40,7 +40,7 @@ def make_source(data: Any, classes: Sequence[str] = ()) -> Any:
     """The images and labels that `config.data` names.
 
     Fields: `source` ("labels": files as `layout` says, see `vadapt.data.multilabel.LAYOUTS`;
-    "folders": one a class; "tfds"; "scenes", "scene_objects"), `path`, `split`, `tfds_name`, and
+    "folders": one per class; "tfds"; "scenes", "scene_objects"), `path`, `split`, `tfds_name`, and
     for scenes `num_scenes`, `view`, `domain`, `image_size`, `scene_seed`.
 
     Args:
@@ -77,7 +77,7 @@ def make_source(data: Any, classes: Sequence[str] = ()) -> Any:
 
 
 def augmentation(data: Any) -> list[Transform]:
-    """What happens to training images, by the name in `config.data.augment`.
+    """The transforms of training images, by the name in `config.data.augment`.
 
     "crop_mix" is GKGNet's (mixed crops, flip, erasing, colours, TrivialAugment); "rand_augment"
     ViG's (random crop, flip, RandAugment, erasing); "crop" random crops and flips; "none" resizes.

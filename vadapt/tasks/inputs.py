@@ -1,4 +1,4 @@
-"""What every task does with `config.data`: sources, training streams, normalisation."""
+"""Inputs of every task, of `config.data`: sources, training streams, normalisation."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def make_source(data: Any) -> Source:
 
 
 def training_source(config: Any) -> Source:
-    """What is trained on: `config.data`, or the sets that `config.train` names, joined.
+    """The training data: `config.data`, or the sets that `config.train` names, joined.
 
     Raises:
         ConfigError: see `make_source`; or the sets have other classes.
@@ -82,7 +82,7 @@ def classes_of(data: Any, source: Any) -> tuple[str, ...]:
 
 
 def training_transforms(data: Any) -> list[Transform]:
-    """What `training_stream` does to a record; with `augment` False nothing of it is random."""
+    """The transforms of `training_stream`; with `augment` False nothing of them is random."""
     size = tuple(data.image_size)
     transforms: list[Transform] = []
     if not data.get("augment", True):

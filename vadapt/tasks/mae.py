@@ -101,7 +101,7 @@ class MAETask:
         self.probe = SceneProbe(config) if config.eval.probe_scenes else None
 
     def build(self, *, pretrained: bool = True) -> MaskedAutoencoder:
-        """The model with its pretrained weights and the method grafted in.
+        """The model with its pretrained weights and the method applied.
 
         Args:
             pretrained: False leaves every weight at random and reads no file.
@@ -128,7 +128,7 @@ class MAETask:
         return models.graft(model, config.method, seed=config.seed)
 
     def _outputs(self, backbone: ViT) -> int:
-        """How many numbers are predicted for a patch."""
+        """Return the number of numbers that are predicted per patch."""
         return backbone.patch_size**2 * 3
 
     def stream(self) -> Stream:
@@ -136,7 +136,7 @@ class MAETask:
         return inputs.training_stream(self.config)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What a whole batch of `stream` looks like, without reading any data."""
+        """Shapes of a whole batch of `stream`, without reading any data."""
         return inputs.batch_shapes(self.config)
 
     def loss(

@@ -97,7 +97,7 @@ class MILANTask(MAETask):
             self.picture_titles = ("input", "visible", "teacher's attention", "likeness")
 
     def build(self, *, pretrained: bool = True) -> MILAN:
-        """The model with its pretrained weights, the method grafted in, and the teacher."""
+        """The model with its pretrained weights, the method applied, and the teacher."""
         task, model = self.config.task, super().build(pretrained=pretrained)
         if task.target == "pixels" and not task.semantic_masking:
             return MILAN(model.backbone, model.decoder)

@@ -68,7 +68,7 @@ class MultilabelTask:
 
     @functools.cached_property
     def source(self) -> Any:
-        """What is trained on."""
+        """The training data."""
         return image_labels.make_source(self.config.data)
 
     @property
@@ -78,11 +78,11 @@ class MultilabelTask:
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """What the backbone is made with besides its name and size."""
+        """Options of the backbone besides its name and size."""
         return self.config.model.options.to_dict()
 
     def build(self, *, pretrained: bool = True) -> Recogniser:
-        """The model with its pretrained weights, the method grafted in, and a new head.
+        """The model with its pretrained weights, the method applied, and a new head.
 
         With `config.task.load_head` the weights are those of the head, too.
 
@@ -124,7 +124,7 @@ class MultilabelTask:
         return image_labels.training_stream(self.config, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What a whole batch of `stream` looks like, without reading any data."""
+        """Shapes of a whole batch of `stream`, without reading any data."""
         return image_labels.batch_shapes(self.config, self.num_labels)
 
     def loss(
@@ -181,7 +181,7 @@ class MultilabelTask:
         return {name: x for name, x in scores.items() if "_top" not in name or "F1" in name}
 
     def export(self, model: Recogniser) -> nnx.Module:
-        """What people keep: all of it, of which the adapter file holds what was trained."""
+        """Return what people keep: all of it; the adapter file holds what was trained."""
         return model
 
     def predict(

@@ -19,7 +19,7 @@ TRAIN_SEED, TEST_SEED = 900_001, 900_002
 
 
 class SceneProbe:
-    """How well semantic classes of patches can be read, linearly, from frozen features.
+    """A linear probe: how well classes of patches can be read from frozen features.
 
     Fields of `config.eval`: `probe_scenes` (to fit on, and as many to test on) and `probe_view`;
     of `config.data`: `image_size`, `mean`, `std`.

@@ -97,7 +97,7 @@ class SegmentationTask:
 
     @functools.cached_property
     def source(self) -> Any:
-        """What is trained on."""
+        """The training data."""
         return labelled.training_source(self.config)
 
     @property
@@ -107,16 +107,16 @@ class SegmentationTask:
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """What the backbone is made with besides its name and size."""
+        """Options of the backbone besides its name and size."""
         return self.config.model.options.to_dict()
 
     @property
     def palette(self) -> UInt8[np.ndarray, "k 3"]:
-        """A colour a class."""
+        """A colour per class."""
         return self.source.palette
 
     def build(self, *, pretrained: bool = True) -> Segmenter:
-        """The model with its pretrained weights, the method grafted in, and a new head.
+        """The model with its pretrained weights, the method applied, and a new head.
 
         Args:
             pretrained: False leaves every weight at random and reads no file.
@@ -149,7 +149,7 @@ class SegmentationTask:
         return labelled.training_stream(self.config, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What a whole batch of `stream` looks like, without reading any data."""
+        """Shapes of a whole batch of `stream`, without reading any data."""
         if self.config.data.get("cache", ""):
             return frozen_features.batch_shapes(self)
         return labelled.batch_shapes(self.config)
@@ -194,7 +194,7 @@ class SegmentationTask:
         return domain_scores(matrices)
 
     def export(self, model: Segmenter) -> nnx.Module:
-        """What people keep: all of it, of which the adapter file holds what was trained."""
+        """Return what people keep: all of it; the adapter file holds what was trained."""
         return model
 
     def predict(

@@ -85,7 +85,7 @@ def slide(
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """How a segmenter looks at an image; call it under `jax.jit`, where one shape compiles once.
+    """A segmenter's way to look at an image; call it under `jax.jit`: a shape compiles once.
 
     Attributes:
         crop: (height, width) of windows; None scores images whole.
@@ -156,7 +156,7 @@ class Inference:
 
 
 def _coverage(size: int, starts: list[int], crop: int) -> np.ndarray:
-    """How many windows cover each place along an axis."""
+    """Return the number of windows that cover each place along an axis."""
     counts = np.zeros(size)
     for start in starts:
         counts[start : start + crop] += 1

@@ -167,7 +167,7 @@ class Module:
                 yield instruction, 1
 
     def _trips(self, condition: str) -> int:
-        """How often a loop runs: scans count from zero to the constant in their condition."""
+        """Number of turns of a loop: scans count from zero to the constant in their condition."""
         constants = [
             int(found[1])
             for instruction in self.computations[condition].values()

@@ -1,4 +1,4 @@
-"""What a run says: lines and a progress bar, metrics.jsonl, TensorBoard, W&B, pictures."""
+"""Logs of a run: lines and a progress bar, metrics.jsonl, TensorBoard, W&B, pictures."""
 
 from __future__ import annotations
 

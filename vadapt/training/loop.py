@@ -25,7 +25,7 @@ from vadapt.training.step import State, cast
 
 
 class Outcome(NamedTuple):
-    """What a run leaves in memory; the models are whole, in float32, on one local device."""
+    """The result of a run in memory; the models are whole, in float32, on one local device."""
 
     initial: Any  # the model before its first step
     model: Any  # the model now (its moving average, if there is one)
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 class Session(NamedTuple):
-    """What is open while a run goes on."""
+    """The resources that are open while a run goes on."""
 
     task: Any
     config: Any

@@ -49,7 +49,7 @@ def roll_call(address: str, count: int, number: int, timeout: float) -> None:
 
 
 class _Roll:
-    """What process 0 knows."""
+    """The knowledge of process 0."""
 
     def __init__(self, count: int):
         self.count = count
@@ -58,7 +58,7 @@ class _Roll:
         self.trouble = ""
 
     def enter(self, line: bytes) -> int | None:
-        """Who says so; None if it is not a process of a run."""
+        """The process that says so; None if it is not a process of a run."""
         try:
             hello = json.loads(line)
             number, count, host = int(hello["number"]), int(hello["count"]), str(hello["host"])

@@ -21,7 +21,7 @@ State = dict[str, Any]  # trainable, optimizer, variables, step, and ema if aske
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step computes; none of it is the model's business.
+    """Options of how a step computes; none of it is the model's business.
 
     Args:
         compute_dtype: of activations and of the weights while they are used; "bfloat16" or

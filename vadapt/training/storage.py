@@ -1,4 +1,4 @@
-"""What to say when a file of a run cannot be written."""
+"""Messages for files of a run that cannot be written."""
 
 from __future__ import annotations
 

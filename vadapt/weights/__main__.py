@@ -176,7 +176,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the arguments say of the model's fields."""
+    """Return the model's fields that the arguments give."""
     options = {"image_size": _size(arguments.image_size)} if arguments.image_size else {}
     try:
         return {**options, **json.loads(arguments.options)}

@@ -47,7 +47,7 @@ def fingerprint(frozen: Tree) -> str:
 
 
 class AdapterInfo(NamedTuple):
-    """What an adapter file says of itself; None or empty where it says nothing."""
+    """The header of an adapter file; None or empty where it says nothing."""
 
     path: Path
     base: str  # hash of the backbone's pretrained weights, see `base.base_of`
@@ -175,7 +175,7 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
 
 
 def _learned(model: nnx.Module, parts: Partition) -> dict[str, Any]:
-    """What trains, and the running statistics that stand beside it in a norm."""
+    """Return what trains, and the running statistics that stand beside it in a norm."""
     trained = flatten(parts.trainable)
     norms = {name.rpartition("/")[0] for name in trained}
     statistics = {
@@ -191,7 +191,7 @@ def load_adapter(
 ) -> None:
     """Loads an adapter file into a model that has the same method grafted, in place.
 
-    `vadapt.adapt_from` also grafts what the file says.
+    `vadapt.adapt_from` also applies what the file says.
 
     Args:
         source: an adapter file, or one on the Hugging Face Hub as in "hf:org/name".
@@ -210,8 +210,8 @@ def load_adapter(
     found = {name: array.shape for name, array in arrays.items()}
     if not wanted and found:
         raise WeightsError(
-            f"{str(info.path)!r} holds {info.described}, this model has nothing grafted: "
-            "vadapt.adapt_from(model, file) grafts and loads"
+            f"{str(info.path)!r} holds {info.described}, this model has no adapter: "
+            "vadapt.adapt_from(model, file) applies and loads"
         )
     if wanted != found:
         names = sorted(set(wanted.items()) ^ set(found.items()))

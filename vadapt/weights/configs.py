@@ -30,7 +30,7 @@ ACTIVATIONS = {gelu_exact: "gelu", gelu_quick: "quick_gelu", gelu_tanh: "gelu_py
 
 
 class Family(NamedTuple):
-    """How transformers has a family."""
+    """A family's form in transformers."""
 
     kind: type[nnx.Module]
     names: str  # regular expression for its backbones' names; "" where another family takes them
@@ -107,7 +107,7 @@ TRAITS: dict[type[nnx.Module], Callable[[Any], Traits]] = {
 
 
 def _first(architecture: str, model_type: str, kernel: Any) -> Config:
-    """What all configs say; `kernel` is that of the first convolution."""
+    """Fields of all configs; `kernel` is that of the first convolution."""
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -117,7 +117,7 @@ def _first(architecture: str, model_type: str, kernel: Any) -> Config:
 
 
 def _transformer(architecture: str, model_type: str, model: Any) -> Config:
-    """What the configs of all transformers say."""
+    """Fields of the configs of all transformers."""
     mlp = model.blocks[0].mlp
     return {
         **_first(architecture, model_type, model.patch_embed.proj.kernel),
@@ -234,7 +234,7 @@ def _hidden(model: Any) -> int:
 
 
 def _ratio(model: Any) -> int:
-    """Of the MLPs to the width, rounded; gated ones take two thirds of it (`swiglu_hidden`)."""
+    """Ratio of the MLPs to the width, rounded; gated ones take two thirds (`swiglu_hidden`)."""
     return round(_hidden(model) * (1.5 if _gated(model) else 1.0) / model.width)
 
 

@@ -26,7 +26,7 @@ def _stem(conv_name: str, norm_name: str) -> tuple[Rule, ...]:
 def _block(
     name: str, depthwise: str, norm_name: str, first: str, second: str, scale: str
 ) -> tuple[Rule, ...]:
-    """What a block's layers are called; `name` has the numbers of stage and block."""
+    """Names of a block's layers; `name` has the numbers of stage and block."""
     path = r"stages/\1/\2/"
     return (
         *conv(name + depthwise, path + "dwconv"),

@@ -72,7 +72,7 @@ def family_of(backbone: str) -> str:
 
 
 def _differences(model: nnx.Module, family: Family) -> list[str]:
-    """What the family's code would compute otherwise, in words after "has"."""
+    """Name what the family's code would compute otherwise, in words after "has"."""
     if not isinstance(model, family.kind):
         return [f"not the layers of a {family.kind.__name__}"]
     return [

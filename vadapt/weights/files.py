@@ -47,12 +47,12 @@ class Lazy:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The number of its numbers."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The number of its bytes."""
         return self.size * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -157,7 +157,7 @@ def _tensor(path: Path, name: str) -> np.ndarray:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """Of a model in several files, which its index names."""
+    """Read the arrays of a model in several files, which its index names."""
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:

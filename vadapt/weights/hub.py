@@ -203,12 +203,12 @@ def explained(address: Address) -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What goes wrong below the client: the errors of its HTTP library and of the system."""
+    """Errors from below the client: of its HTTP library and of the system."""
     return client().errors.HfHubHTTPError.__bases__
 
 
 def _line(error: BaseException) -> str:
-    """What went wrong at the root, in one line."""
+    """Return what went wrong at the root, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -35,7 +35,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 @dataclass
 class Report:
-    """What a load did, by vadapt's path (or the file's name, for what found no place)."""
+    """A report of a load, by vadapt's path (or the file's name, for what found no place)."""
 
     family: str
     loaded: list[str] = field(default_factory=list)
@@ -150,7 +150,7 @@ def match_weights(
     allow_unexpected: Sequence[str] = (),
     title: str = "the given dictionary",
 ) -> tuple[dict[str, Any], Report]:
-    """What `load_weights` would set, by the model's paths, without setting it.
+    """Return what `load_weights` would set, by the model's paths, without setting it.
 
     Works on tracers, so that a gradient can be taken with respect to a file's own arrays; and on
     shapes alone: the model may be abstract, and `Lazy` arrays are not read.

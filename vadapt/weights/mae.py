@@ -9,7 +9,7 @@ from vadapt.weights.tables import Rule, Table, linear, norm
 
 
 def block_rules(source: str, target: str) -> tuple[Rule, ...]:
-    """Rules of one stack of timm blocks with PAD's grafts; both arguments name the stack."""
+    """Rules of one stack of timm blocks with PAD's adapters; both arguments name the stack."""
     name, path = rf"{source}\.(\d+)\.", rf"{target}/\1/"
     return (
         *norm(name + r"norm1", path + "attn/norm"),

@@ -28,7 +28,7 @@ def _rein_rules(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def _pyramid_rules() -> tuple[Rule, ...]:
-    """Of `Deconvolutions`; its first map is that of the finest stride."""
+    """Rules of `Deconvolutions`; its first map is that of the finest stride."""
     fpn = _TRUNK + "fpn"
     return (
         *norm(fpn + r"1\.0", "neck/norms/0"),
@@ -46,7 +46,7 @@ REIN = Table(
     family="rein",
     backbone=(
         *_rein_rules(_TRUNK + r"reins\.", "adapter/"),
-        *_rein_rules(_TRUNK + r"reins\.(\d+)\.", r"adapter/\1/"),  # one a stage
+        *_rein_rules(_TRUNK + r"reins\.(\d+)\.", r"adapter/\1/"),  # one per stage
     ),
     head=(
         *_pyramid_rules(),

@@ -78,7 +78,7 @@ def export_features(
 
     Args:
         image_size: (height, width) that the model sees.
-        statistics: mean and standard deviation of a channel in 0-1, of the model's training (see
+        statistics: mean and standard deviation per channel in 0-1, of the model's training (see
             `vadapt.models.statistics`).
         layers, as_grid: of `features`. One layer gives an array; several give a dictionary with
             keys such as "layer_5", counted from 0; stages where a model has them.

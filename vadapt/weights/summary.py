@@ -22,7 +22,7 @@ def summary_of_features(model: Any, statistics: Any) -> str:
     Computed in float32 with exact products, at the size that the model's positions are made for.
 
     Args:
-        statistics: mean and deviation of a channel, see `models.statistics`.
+        statistics: mean and deviation per channel, see `models.statistics`.
     """
     grid = getattr(model, "grid", (7, 7))
     side = getattr(model, "patch_size", max(getattr(model, "strides", (1,))))

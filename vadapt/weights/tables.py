@@ -198,7 +198,7 @@ def revert(
 
 
 def _named(path: str, array: Any, rules: list[Rule]) -> Iterator[tuple[str, Any]]:
-    """What a family calls an array, and how it lays it out: one name, or one a part."""
+    """A family's names of an array, and their layout: one name, or one per part."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, path)
         if match is None:
