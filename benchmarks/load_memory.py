@@ -62,7 +62,7 @@ def write_folder(folder: Path, name: str) -> Path:
 
     from vadapt import models
     from vadapt.partition import variables
-    from vadapt.weights.dinov2 import DINOV2_HF
+    from vadapt.weights.families.dinov2 import DINOV2_HF
     from vadapt.weights.files import write_arrays
     from vadapt.weights.tables import revert
 

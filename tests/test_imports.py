@@ -92,6 +92,19 @@ def test_nothing_outside_adapters_names_an_adapter():
     assert {pair for pair in found if not pair[0].startswith("weights/")} == set()
 
 
+def test_general_code_of_weights_names_no_family():
+    families = {path.stem for path in (PACKAGE / "weights" / "families").glob("[a-z]*.py")}
+    assert {"clip", "vig"} <= families
+    for path in FILES:
+        if path.parent.name == "families":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = getattr(node, "module", None) or ""
+            assert not module.startswith("vadapt.weights.families."), (path, module)
+            if path.parent.name == "weights" or path.stem == "models":
+                assert getattr(node, "value", None) not in families, (path, node.value)
+
+
 def test_files_do_not_import_in_a_circle():
     modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES}
     modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from vadapt.partition import Frozen, mark, variables
 from vadapt.registry import Registry
 from vadapt.weights.adapter_file import read_info
 from vadapt.weights.base import remember
-from vadapt.weights.families import family_of
+from vadapt.weights.families import table_of
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import (
     Report,
@@ -105,22 +104,17 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         WeightsError: names of no known family, or shapes of no named backbone.
     """
-    family = family_of(arrays)
-    kinds = {"mae": "vit", "slip": "vit", "vig": ("vig", "pvig"), "gkgnet": "pvig", "vadapt": ""}
-    kind = kinds.get(family, family.split("_")[0])
-    always = {"groups": 2} if family == "gkgnet" else {}  # which no shape tells
-    fixed = {"positions": "sincos"}  # which a file may leave out
-    names = [name for name in BACKBONES if name.startswith(kind)]
-    for name, options in itertools.product(names, ({}, fixed)):
-        if options and not name.startswith("vit_"):
-            continue
+    table = table_of(arrays)
+    always = {} if table is None else dict(table.options)
+    named = [(name, known) for name, known in BACKBONES.items() if not table or table.is_of(name)]
+    for (name, known), options in [(one, o) for one in named for o in ({}, *one[1].others)]:
         with contextlib.suppress(WeightsError):
-            known = BACKBONES[name]
             wanted = {**known.options, **options}
             model = _abstract(known.build, tuple(sorted(wanted.items())))
             _, report = match_weights(model, arrays, allow_unexpected=BESIDE)
             size = table_size(model, arrays) if report.resized else {}
             return name, {**always, **options, **size}
+    family = "vadapt" if table is None else table.family
     raise WeightsError(
         f"these are {family} weights, of no size that has a name here; give the name of a "
         "backbone and what differs, such as --backbone=vit_base "

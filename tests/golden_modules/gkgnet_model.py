@@ -20,9 +20,7 @@ from vadapt.heads.vig_classifier import ViGClassifier
 from vadapt.losses.multilabel import label_losses
 from vadapt.nn.activations import gelu_exact
 from vadapt.partition import variables
-from vadapt.weights.load import with_arrays
-from vadapt.weights.tables import Rule, Table, convert, revert
-from vadapt.weights.vig import (
+from vadapt.weights.families.vig import (
     LABELS,
     block_rules,
     conv_rules,
@@ -30,6 +28,8 @@ from vadapt.weights.vig import (
     mlp_rules,
     table_of,
 )
+from vadapt.weights.load import with_arrays
+from vadapt.weights.tables import Rule, Table, convert, revert
 
 CONV = conv_rules("", "")
 PATCH = (*graph_rules("0", ""), *mlp_rules("1", "/mlp"))

@@ -15,7 +15,7 @@ from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.mae import MaskedAutoencoder, random_masking
 from vadapt.training.optim import decays, layer_decay_scales, make_optimizer, warmup_cosine
 from vadapt.training.step import StepOptions, init_state, make_step
-from vadapt.weights.mae import MAE
+from vadapt.weights.families.mae import MAE
 from vadapt.weights.tables import revert
 
 Arrays = dict[str, Any]

@@ -26,8 +26,8 @@ from vadapt.necks.learned import Deconvolutions
 from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.sliding import Inference
 from vadapt.training.optim import decays, layer_decay_scales
+from vadapt.weights.families.upernet import PAD_SEGMENTER
 from vadapt.weights.tables import revert
-from vadapt.weights.upernet import PAD_SEGMENTER
 
 
 def slide_inference(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:

@@ -11,8 +11,8 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays
 from tests.golden_modules.programs import compiled
 from vadapt.training.optim import decay_mask, rate_factors, warmup_polynomial
-from vadapt.weights.dinov2 import DINOV2
-from vadapt.weights.rein import REIN, with_rein
+from vadapt.weights.families.dinov2 import DINOV2
+from vadapt.weights.families.rein import REIN, with_rein
 
 # vadapt's patterns for what the original finds by a part of its names.
 PARTS = {

@@ -13,8 +13,8 @@ from vadapt.errors import ConfigError, ShapeError, WeightsError
 from vadapt.heads.mask2former import Mask2FormerHead, semantic_scores
 from vadapt.heads.pixel_decoder import PixelDecoder
 from vadapt.partition import Head, count, flatten, merge, split, variables
+from vadapt.weights.families.rein import REIN
 from vadapt.weights.load import load_weights
-from vadapt.weights.rein import REIN
 from vadapt.weights.tables import revert
 
 CLASSES, QUERIES, WIDTH = 3, 4, 16

@@ -15,9 +15,9 @@ from vadapt.heads.linear import LinearHead
 from vadapt.heads.upernet import UPerNet, average_pool
 from vadapt.partition import Head, count, flatten, merge, split, variables
 from vadapt.weights.adapter_file import load_adapter, save_adapter
+from vadapt.weights.families.upernet import PAD_SEGMENTER
 from vadapt.weights.load import load_weights
 from vadapt.weights.tables import revert
-from vadapt.weights.upernet import PAD_SEGMENTER
 
 WIDTHS = (4, 5, 6, 7)
 SIZES = ((13, 11), (7, 6), (4, 3), (2, 2))  # odd ones, as strides that do not divide an image give

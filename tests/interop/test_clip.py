@@ -14,7 +14,7 @@ from tests.interop.references import (
 )
 from tests.weights.test_clip import clip_tower
 from vadapt.partition import variables
-from vadapt.weights.clip import CLIP_HF
+from vadapt.weights.families.clip import CLIP_HF
 from vadapt.weights.load import load_weights
 from vadapt.weights.tables import revert
 

@@ -6,9 +6,9 @@ import pytest
 
 from tests.interop.references import RELATIVE, call, images, loaded, randomised, relative_error
 from vadapt import models
-from vadapt.weights.dinov3 import DINOV3_HF, DINOV3_HF_GATED
-from vadapt.weights.siglip import SIGLIP_HF
-from vadapt.weights.vit import VIT_HF
+from vadapt.weights.families.dinov3 import DINOV3_HF, DINOV3_HF_GATED
+from vadapt.weights.families.siglip import SIGLIP_HF
+from vadapt.weights.families.vit import VIT_HF
 
 OURS = {"width": 32, "depth": 3, "num_heads": 4, "mlp_hidden": 56, "patch_size": 8}
 THEIRS = {

@@ -16,8 +16,8 @@ from tests.interop.references import (
 )
 from tests.weights.test_resnet import WIDTH, file_of, small
 from vadapt.backbones.resnet import DEPTHS
+from vadapt.weights.families.resnet import RESNET, RESNET_V1C
 from vadapt.weights.load import load_weights
-from vadapt.weights.resnet import RESNET, RESNET_V1C
 
 STAGES = (0, 1, 2, 3)
 SIZES = [(64, 64), (75, 50)]

@@ -9,13 +9,13 @@ from vadapt.backbones.families import BACKBONES
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
 from vadapt.weights.__main__ import main
-from vadapt.weights.convnext import CONVNEXT
-from vadapt.weights.dinov2 import DINOV2_HF
+from vadapt.weights.families.convnext import CONVNEXT
+from vadapt.weights.families.dinov2 import DINOV2_HF
+from vadapt.weights.families.sam import SAM
+from vadapt.weights.families.vit import VIT_HF
 from vadapt.weights.files import write_arrays
-from vadapt.weights.sam import SAM
 from vadapt.weights.summary import summary_of_features
 from vadapt.weights.tables import revert
-from vadapt.weights.vit import VIT_HF
 
 
 def shapes_of(name, table, **options):

@@ -12,10 +12,10 @@ from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
 from vadapt.nn.activations import gelu_quick
 from vadapt.partition import Frozen, variables
-from vadapt.weights.clip import CLIP, CLIP_HF, SLIP
+from vadapt.weights.families.clip import CLIP, CLIP_HF, SLIP
+from vadapt.weights.families.mae import MAE
+from vadapt.weights.families.mmselfsup import official_name, renamed
 from vadapt.weights.load import load_weights
-from vadapt.weights.mae import MAE
-from vadapt.weights.mmselfsup import official_name, renamed
 from vadapt.weights.tables import convert, revert
 
 CLIP_OPTIONS = {"patch_bias": False, "first_norm": True, "activation": gelu_quick}

@@ -8,7 +8,7 @@ from tests.backbones.drawn import drawn
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
-from vadapt.weights.convnext import CONVNEXT, CONVNEXT_HF, CONVNEXT_MM, CONVNEXT_TIMM
+from vadapt.weights.families.convnext import CONVNEXT, CONVNEXT_HF, CONVNEXT_MM, CONVNEXT_TIMM
 from vadapt.weights.load import load_weights
 from vadapt.weights.tables import revert
 

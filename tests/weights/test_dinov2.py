@@ -10,7 +10,7 @@ from vadapt import models
 from vadapt.errors import WeightsError
 from vadapt.nn.mlp import swiglu_hidden
 from vadapt.partition import Frozen, count, mark, split, variables
-from vadapt.weights.dinov2 import DINOV2, DINOV2_HF
+from vadapt.weights.families.dinov2 import DINOV2, DINOV2_HF
 from vadapt.weights.load import load_weights
 from vadapt.weights.tables import convert, revert
 

@@ -16,10 +16,10 @@ from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.vit import ViT
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
-from vadapt.weights.configs import FAMILIES, TRAITS
-from vadapt.weights.export import family_of, save_hugging_face
+from vadapt.weights.export import family_of, forms, save_hugging_face
 from vadapt.weights.files import read_header
 from vadapt.weights.load import load_weights
+from vadapt.weights.transformers_config import TRAITS
 
 SIZE = {"width": 32, "depth": 2, "num_heads": 4}
 
@@ -105,7 +105,7 @@ def test_other_models_are_refused(create, family, message, tmp_path):
 def test_families_are_of_traits_that_there_are():
     known = {ViT: dinov2(), SAMEncoder: small_sam(), ResNet: small_resnet(18)}
     known[ConvNeXt] = small_convnext()
-    for name, family in FAMILIES.items():
+    for name, family in forms().items():
         traits = TRAITS[family.kind](known[family.kind]).keys()
         assert (family.has | family.may) <= traits, name
         assert not family.has & family.may, name
@@ -130,7 +130,7 @@ def test_families_are_found_by_the_backbones_name(family, backbone):
 
 @pytest.mark.parametrize("name", ["resnet50_v1c", "eva02_base", "vit", "anything"])
 def test_names_without_a_family_are_refused(name):
-    with pytest.raises(WeightsError, match=f"'{name}'; known: clip, siglip, vit"):
+    with pytest.raises(WeightsError, match=f"'{name}'; known: vit, vit_mae, clip, siglip"):
         family_of(name)
 
 

@@ -9,9 +9,9 @@ from vadapt import models
 from vadapt.errors import WeightsError
 from vadapt.necks.learned import Deconvolutions, MultiLevelNeck
 from vadapt.partition import flatten, split, variables
-from vadapt.weights.dinov2 import DINOV2
+from vadapt.weights.families.dinov2 import DINOV2
+from vadapt.weights.families.rein import REIN
 from vadapt.weights.load import load_weights
-from vadapt.weights.rein import REIN
 from vadapt.weights.tables import revert
 
 DEPTH, WIDTH = 2, 16

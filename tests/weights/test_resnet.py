@@ -8,8 +8,8 @@ from tests.backbones.drawn import drawn
 from vadapt.backbones.resnet import DEPTHS, ResNet
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
+from vadapt.weights.families.resnet import RESNET, RESNET_HF, RESNET_V1C, RESNET_V1C_TIMM
 from vadapt.weights.load import load_weights
-from vadapt.weights.resnet import RESNET, RESNET_HF, RESNET_V1C, RESNET_V1C_TIMM
 from vadapt.weights.tables import revert
 
 TABLES = [RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF]

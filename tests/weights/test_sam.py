@@ -9,8 +9,8 @@ from tests.backbones.test_sam import images, small
 from tests.compiled import run
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
+from vadapt.weights.families.sam import SAM, SAM_HF
 from vadapt.weights.load import load_weights
-from vadapt.weights.sam import SAM, SAM_HF
 from vadapt.weights.tables import Table, revert
 
 TABLES = pytest.mark.parametrize("table", [SAM, SAM_HF], ids=lambda table: table.family)

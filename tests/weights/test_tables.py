@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.weights.test_load import official
-from vadapt.weights.eva02 import EVA02
+from vadapt.weights.families.eva02 import EVA02
+from vadapt.weights.families.mae import MAE
+from vadapt.weights.families.upernet import PAD_SEGMENTER
 from vadapt.weights.files import read_arrays, read_header, write_arrays
-from vadapt.weights.mae import MAE
 from vadapt.weights.tables import convert, revert
-from vadapt.weights.upernet import PAD_SEGMENTER
 
 
 @pytest.mark.parametrize("backbone", ["", "backbone/"])

@@ -12,10 +12,10 @@ from vadapt.heads.label_graph import LabelGraph
 from vadapt.heads.vig_classifier import ViGClassifier
 from vadapt.nn.positions import resize_table
 from vadapt.partition import variables
+from vadapt.weights.families.vig import vig_table
 from vadapt.weights.files import write_arrays
 from vadapt.weights.load import load_weights
 from vadapt.weights.tables import revert
-from vadapt.weights.vig import vig_table
 
 OPTIONS = {"widths": (8, 8, 16), "depths": (1, 2, 1), "reductions": (4, 2, 1), "image_size": 64}
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

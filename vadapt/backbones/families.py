@@ -70,6 +70,7 @@ DINOV3 = MappingProxyType(
         "norm_epsilon": 1e-5,
     }
 )
+SINCOS = MappingProxyType({"positions": "sincos"})  # fixed, so that MAE's files may leave them out
 REGISTERS = MappingProxyType({"num_registers": 4, "position_resize": "cubic_antialias"})
 
 
@@ -80,6 +81,7 @@ class Backbone(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     statistics: Statistics = IMAGENET
     source: str = ""
+    others: tuple[Mapping[str, Any], ...] = ()  # options that its files may be of, and do not tell
 
 
 def _vit(
@@ -116,8 +118,8 @@ def _dinov2(variant: str) -> dict[str, Backbone]:
 
 
 BACKBONES: dict[str, Backbone] = {
-    **{f"vit_{variant}": _vit(variant) for variant in VARIANTS},
-    "vit_micro": _vit("micro", pixels=SCENES),
+    **{f"vit_{variant}": _vit(variant)._replace(others=(SINCOS,)) for variant in VARIANTS},
+    "vit_micro": _vit("micro", pixels=SCENES)._replace(others=(SINCOS,)),
     **_dinov2("small"),
     **_dinov2("base"),
     **_dinov2("large"),

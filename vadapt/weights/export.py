@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -11,9 +12,16 @@ from flax import nnx
 
 from vadapt.errors import WeightsError, nearest
 from vadapt.partition import variables
-from vadapt.weights.configs import FAMILIES, TRAITS, Family
+from vadapt.weights.families import families
 from vadapt.weights.files import write_arrays
 from vadapt.weights.tables import revert
+from vadapt.weights.transformers_config import TRAITS, Form
+
+
+@functools.cache
+def forms() -> dict[str, Form]:
+    """The forms of all families in transformers, by the name of the family there."""
+    return {name: form for family in families() for name, form in family.forms.items()}
 
 
 def save_hugging_face(model: nnx.Module, folder: str | Path, family: str) -> Path:
@@ -23,7 +31,7 @@ def save_hugging_face(model: nnx.Module, folder: str | Path, family: str) -> Pat
     table as `position_resize="cubic"` does.
 
     Args:
-        family: a key of `FAMILIES`, such as "dinov2".
+        family: a key of `forms()`, such as "dinov2".
 
     Returns:
         The folder, with `model.safetensors` and `config.json`.
@@ -31,9 +39,9 @@ def save_hugging_face(model: nnx.Module, folder: str | Path, family: str) -> Pat
     Raises:
         WeightsError: no such family, or the model has what it cannot say; names all of it.
     """
-    if family not in FAMILIES:
-        raise WeightsError(f"unknown family {family!r}; {nearest(family, FAMILIES)}")
-    known = FAMILIES[family]
+    if family not in forms():
+        raise WeightsError(f"unknown family {family!r}; {nearest(family, forms())}")
+    known = forms()[family]
     wrong = _differences(model, known)
     if wrong:
         raise WeightsError(
@@ -63,15 +71,15 @@ def family_of(backbone: str) -> str:
     Raises:
         WeightsError: transformers' names are not known for it.
     """
-    for family, known in FAMILIES.items():
+    for family, known in forms().items():
         if re.fullmatch(known.names, backbone):
             return family
     raise WeightsError(
-        f"no transformers family is known for {backbone!r}; known: {', '.join(FAMILIES)}"
+        f"no transformers family is known for {backbone!r}; known: {', '.join(forms())}"
     )
 
 
-def _differences(model: nnx.Module, family: Family) -> list[str]:
+def _differences(model: nnx.Module, family: Form) -> list[str]:
     """Name what the family's code would compute otherwise, in words after "has"."""
     if not isinstance(model, family.kind):
         return [f"not the layers of a {family.kind.__name__}"]

@@ -20,12 +20,12 @@ from vadapt import sharding
 from vadapt.errors import WeightsError
 from vadapt.nn.positions import resample, resize_relative, resize_table
 from vadapt.partition import Constant, Tree, flatten, variables
+from vadapt.weights import families
 from vadapt.weights.base import remember
 from vadapt.weights.families import find_family, unwrapped
 from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
 from vadapt.weights.hub import local_path
 from vadapt.weights.tables import convert
-from vadapt.weights.vig import check_relative
 
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
 _PATCHES = "patch_embed/proj/kernel"
@@ -102,7 +102,7 @@ def load_weights(
         allow_unexpected=allow_unexpected,
         title=title,
     )
-    check_relative(arrays, allow_unexpected)
+    families.check(arrays, allow_unexpected)
     assign(model, values)
     remember(model, report.originals)
     return report
@@ -127,7 +127,7 @@ def build_loaded(
     model = nnx.eval_shape(build)
     arrays, title = arrays_of(source)
     values, report = match_weights(model, arrays, title=title, **allowed)
-    check_relative(arrays, allowed.get("allow_unexpected", ()))
+    families.check(arrays, allowed.get("allow_unexpected", ()))
     places = variables(model)
     wheres = sharding.in_set_mesh({path: place.get_value() for path, place in places.items()})
     others = sorted(set(places) - set(values))  # constants, and what may be missing

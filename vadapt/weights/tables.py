@@ -7,6 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -111,6 +112,13 @@ class Table(NamedTuple):
     backbone: tuple[Rule, ...]
     head: tuple[Rule, ...] = ()
     unused: str = ""  # regular expression for names that no model here has a use for
+    # How the names of backbones begin that have such files; none for the family's own first word.
+    kinds: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()  # of these backbones, which no shape tells
+
+    def is_of(self, backbone: str) -> bool:
+        """Whether a named backbone may have files with these names."""
+        return backbone.startswith(self.kinds or self.family.split("_")[0])
 
     def find(self, name: str, backbone: str = "") -> tuple[str, Rule] | None:
         """The path of an array of this name and the rule that says so; None if no rule does."""
@@ -223,3 +231,28 @@ def _reversed(rule: Rule, prefix: str) -> Rule:
         name = name.replace(group, f"\\{number}", 1)
         path = path.replace(f"\\{number}", group, 1)
     return Rule(path, name.replace(r"\.", "."), rule.layout, rule.part)
+
+
+class Family(NamedTuple):
+    """The files of one system, as its module in `families` declares them: `FAMILY`.
+
+    Args:
+        tables: of the names in its files.
+        rank: of tables that know as many names, those of the lowest rank come first.
+        whole: its files are of whole systems, and not of backbones with something beside.
+        beside: from a backbone's table to one for files that hold the backbone and this.
+        made: from a file's names to a table for them alone, or None.
+        renamed: arrays under the names of the tables.
+        check: refuses arrays that hold what a model computes otherwise; of arrays and patterns of
+            names to pass over.
+        forms: in transformers, by the name of the family there.
+    """
+
+    tables: tuple[Table, ...] = ()
+    rank: int = 0
+    whole: bool = False
+    beside: Callable[[Table], Table] | None = None
+    made: Callable[[Mapping[str, Any]], Table | None] | None = None
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    check: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None
+    forms: Mapping[str, Any] = MappingProxyType({})

@@ -8,8 +8,8 @@ Paths are those of `vadapt.adapters.rein` in a backbone, and of `vadapt.necks.le
 
 from __future__ import annotations
 
-from vadapt.weights.mask2former import MASK2FORMER
-from vadapt.weights.tables import Rule, Table, batch_norm, conv, linear, norm
+from vadapt.weights.families.mask2former import MASK2FORMER
+from vadapt.weights.tables import Family, Rule, Table, batch_norm, conv, linear, norm
 
 _TRUNK = r"(?:backbone\.|)"
 
@@ -65,3 +65,6 @@ def with_rein(table: Table) -> Table:
         head=table.head + REIN.head,
         unused="|".join(filter(None, (table.unused, REIN.unused))),
     )
+
+
+FAMILY = Family((REIN,), rank=0, whole=True, beside=with_rein)

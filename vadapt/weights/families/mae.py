@@ -5,7 +5,7 @@ A plain ViT under timm's names, such as DINO's, is a file without adapters and w
 
 from __future__ import annotations
 
-from vadapt.weights.tables import Rule, Table, linear, norm
+from vadapt.weights.tables import Family, Rule, Table, linear, norm
 
 
 def block_rules(source: str, target: str) -> tuple[Rule, ...]:
@@ -45,6 +45,7 @@ def trunk_rules(prefix: str = "") -> tuple[Rule, ...]:
 
 MAE = Table(
     family="mae",
+    kinds=("vit",),
     backbone=trunk_rules(),
     head=(
         *linear(r"decoder_embed", "decoder/embed"),
@@ -55,3 +56,5 @@ MAE = Table(
         *linear(r"decoder_pred", "decoder/pred"),
     ),
 )
+
+FAMILY = Family((MAE,), rank=1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vadapt.weights.mae import trunk_rules
-from vadapt.weights.tables import Rule, Table, joined, linear, norm
+from vadapt.weights.families.mae import trunk_rules
+from vadapt.weights.tables import Family, Rule, Table, joined, linear, norm
 
 _BLOCK = r"blocks\.(\d+)\."
 _ATTN, _MLP = r"blocks/\1/attn/inner/", r"blocks/\1/mlp/inner/"
@@ -22,3 +22,5 @@ EVA02 = Table(
     unused=r"(?:.*\.)?rope\..*|(?:.*\.)?relative_position_index|mask_token"
     r"|(?:lm_head|fc_norm|head)\..*",
 )
+
+FAMILY = Family((EVA02,), rank=7)

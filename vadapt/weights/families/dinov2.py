@@ -6,8 +6,24 @@ an export.
 
 from __future__ import annotations
 
-from vadapt.weights.mae import block_rules, trunk_rules
-from vadapt.weights.tables import Rule, Table, joined, linear, norm
+from typing import Any
+
+from vadapt.backbones.vit import ViT
+from vadapt.weights.families.mae import block_rules, trunk_rules
+from vadapt.weights.tables import Family, Rule, Table, joined, linear, norm
+from vadapt.weights.transformers_config import (
+    DINO,
+    QKV,
+    TOKEN,
+    VIT,
+    WHOLE,
+    Config,
+    Form,
+    has_qkv_bias,
+    is_gated,
+    mlp_ratio,
+    transformer_fields,
+)
 
 # Training files number the chunk before the block: `blocks.0.3.` is `blocks.3.` of the released.
 _BLOCK = r"blocks(?:|\.\d+)\.(\d+)\."
@@ -76,3 +92,30 @@ DINOV2_HF = Table(
     backbone=_hugging_face_rules(_PREFIX),
     unused=_PREFIX + r"embeddings\.mask_token",
 )
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    config = {
+        **transformer_fields("Dinov2Model", "dinov2", model),
+        "mlp_ratio": mlp_ratio(model),
+        "qkv_bias": has_qkv_bias(model),
+        "use_swiglu_ffn": is_gated(model),
+        "use_mask_token": False,
+    }
+    if model.registers is None:
+        return config
+    return {
+        **config,
+        "architectures": ["Dinov2WithRegistersModel"],
+        "model_type": "dinov2_with_registers",
+        "num_register_tokens": model.registers.shape[0],
+    }
+
+
+FORM = Form(
+    *(ViT, "dinov2_.*", DINOV2_HF, _config),
+    has=VIT | {TOKEN, WHOLE, "layer scale"},
+    may=DINO | {QKV},
+)
+FAMILY = Family((DINOV2, DINOV2_HF), rank=5, forms={"dinov2": FORM})

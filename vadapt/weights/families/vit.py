@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from vadapt.weights.dinov2 import HUGGING_FACE_THIRDS
-from vadapt.weights.tables import Rule, Table, joined, linear, norm
+from typing import Any
+
+from vadapt.backbones.vit import ViT
+from vadapt.weights.families.dinov2 import HUGGING_FACE_THIRDS
+from vadapt.weights.tables import Family, Rule, Table, joined, linear, norm
+from vadapt.weights.transformers_config import (
+    QKV,
+    TOKEN,
+    VIT,
+    WHOLE,
+    Config,
+    Form,
+    has_qkv_bias,
+    hidden_width,
+    transformer_fields,
+)
 
 
 def _block_rules(source: str, target: str) -> tuple[Rule, ...]:
@@ -48,3 +62,21 @@ VIT_HF = Table(
     ),
     unused=_EMBEDDINGS + r"mask_token|" + _PREFIX + r"pooler\..*|(?:\w+_)?classifier\..*",
 )
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    config = transformer_fields("ViTModel", "vit", model)
+    return {**config, "intermediate_size": hidden_width(model), "qkv_bias": has_qkv_bias(model)}
+
+
+def _mae_config(model: Any) -> Config:
+    """Return the config of a model as the encoder of a MAE."""
+    config = {**_config(model), "architectures": ["ViTMAEModel"], "model_type": "vit_mae"}
+    return {**config, "mask_ratio": 0.0}
+
+
+FORM = Form(ViT, "vit_.*", VIT_HF, _config, has=VIT | {TOKEN}, may={QKV, WHOLE})
+# Its features are those of "vit", in an order of patches drawn anew in every call.
+MAE_FORM = FORM._replace(names="", config=_mae_config)
+FAMILY = Family((VIT_HF,), rank=2, forms={"vit": FORM, "vit_mae": MAE_FORM})

@@ -7,8 +7,21 @@ Paths are those of `vadapt.backbones.teachers.Tower`: a backbone, and `proj` bes
 
 from __future__ import annotations
 
-from vadapt.weights.mae import trunk_rules
-from vadapt.weights.tables import Rule, Table, joined, linear, norm
+from typing import Any
+
+from vadapt.backbones.vit import ViT
+from vadapt.weights.families.mae import trunk_rules
+from vadapt.weights.tables import Family, Rule, Table, joined, linear, norm
+from vadapt.weights.transformers_config import (
+    QKV,
+    TOKEN,
+    VIT,
+    WHOLE,
+    Config,
+    Form,
+    hidden_width,
+    transformer_fields,
+)
 
 
 def _block_rules(prefix: str) -> tuple[Rule, ...]:
@@ -84,6 +97,21 @@ CLIP_HF = Table(
 
 SLIP = Table(
     family="slip",
+    kinds=("vit",),
     backbone=trunk_rules(r"(?:visual|module\.visual)\."),
     head=(Rule("(?:image_projection|module.image_projection)", "proj"),),
 )
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    config = transformer_fields("CLIPVisionModel", "clip_vision_model", model)
+    return {**config, "intermediate_size": hidden_width(model)}
+
+
+FORM = Form(
+    *(ViT, "clip_.*", CLIP_HF, _config),
+    has=VIT - {"bias of patches"} | {TOKEN, QKV, "first norm"},
+    may={WHOLE},
+)
+FAMILY = Family((CLIP, CLIP_TOWER, CLIP_HF, SLIP), rank=3, forms={"clip": FORM})

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from vadapt.weights.tables import Rule, Table, joined, linear, norm
+from typing import Any
+
+from vadapt.backbones.vit import ViT
+from vadapt.weights.tables import Family, Rule, Table, joined, linear, norm
+from vadapt.weights.transformers_config import (
+    BIASES,
+    COMMON,
+    DINO,
+    GRID,
+    TOKEN,
+    WHOLE,
+    Config,
+    Form,
+    hidden_width,
+    is_gated,
+    last_layer,
+    transformer_fields,
+)
 
 # Models in memory have it, files do not.
 _PREFIX = r"(?:|model\.)"
@@ -46,3 +63,29 @@ def _table(family: str, gated: bool) -> Table:
 
 DINOV3_HF = _table("dinov3_hf", gated=False)
 DINOV3_HF_GATED = _table("dinov3_hf_gated", gated=True)  # the largest
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    attn = model.blocks[0].attn.inner
+    return {
+        **transformer_fields("DINOv3ViTModel", "dinov3_vit", model),
+        "intermediate_size": hidden_width(model),
+        "num_register_tokens": model.num_extra - 1,
+        "query_bias": attn.q_bias is not None,
+        "key_bias": False,
+        "value_bias": attn.v_bias is not None,
+        "proj_bias": attn.proj.bias is not None,
+        "mlp_bias": last_layer(model).bias is not None,
+        "use_gated_mlp": is_gated(model),
+    }
+
+
+# Its plain and its gated models differ in names of one layer.
+_EITHER = DINOV3_HF._replace(backbone=DINOV3_HF.backbone + DINOV3_HF_GATED.backbone)
+FORM = Form(
+    *(ViT, "dinov3_.*", _EITHER, _config),
+    has=COMMON | {TOKEN, "layer scale", "rotary positions of halves"},
+    may=DINO | BIASES | GRID | {WHOLE, "bias of queries and values alone"},
+)
+FAMILY = Family((DINOV3_HF, DINOV3_HF_GATED), rank=6, forms={"dinov3": FORM})

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vadapt.weights.tables import Family
+
 # No official file has names of these forms, MMSelfSup's pre-training files have many.
 SIGN = re.compile(r"(backbone\.layers|neck\.decoder_blocks|target_generator\.tokenizer)\..*")
 
@@ -44,3 +46,6 @@ def official_name(name: str) -> str:
     for pattern, replacement in STEPS[1:]:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+FAMILY = Family(renamed=renamed, rank=12)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vadapt.errors import WeightsError
 from vadapt.kernels.position_bias import PositionBias, table
-from vadapt.weights.tables import Rule, Table, batch_norm, conv, linear
+from vadapt.weights.tables import Family, Rule, Table, batch_norm, conv, linear
 
 _PREFIX = r"(?:|backbone\.)"  # GKGNet's, before all names but those of its head
 _SEQUENCE = re.compile(r"(?:|backbone\.)backbone\.(\d+)\.(0\.fc1|conv)\.0\.weight")
@@ -104,6 +104,8 @@ def vig_table(depths: Sequence[int], family: str = "vig") -> Table:
         backbone=_trunk_rules(depths),
         head=(*LABELS, *CLASSIFIER),
         unused=r".*\.num_batches_tracked|.*\.relative_pos",
+        kinds=("pvig",) if family == "gkgnet" else ("vig", "pvig"),
+        options=(("groups", 2),) if family == "gkgnet" else (),
     )
 
 
@@ -157,3 +159,6 @@ def _distance(stored: np.ndarray, width: int) -> float:
     rows, columns = map(np.asarray, PositionBias(offsets, offsets, reduction).factors())
     stored = stored.reshape(side, side, m)
     return float(np.max([np.abs(stored[i] - (rows[i] + columns)).max() for i in range(side)]))
+
+
+FAMILY = Family(made=table_of, check=check_relative, rank=13)

@@ -5,8 +5,8 @@ Paths are those of `vadapt.heads.upernet` as a model's `head`, `vadapt.necks.lea
 
 from __future__ import annotations
 
-from vadapt.weights.mae import trunk_rules
-from vadapt.weights.tables import Rule, Table, batch_norm, conv, linear
+from vadapt.weights.families.mae import trunk_rules
+from vadapt.weights.tables import Family, Rule, Table, batch_norm, conv, linear
 
 _HEAD, _AUXILIARY = r"decode_head\.", r"auxiliary_head\."
 _TRUNK = r"(?:backbone\.|)"
@@ -48,3 +48,5 @@ PAD_SEGMENTER = Table(
     # Indices are computed here.
     unused=r".*\.relative_position_index|.*\.num_batches_tracked",
 )
+
+FAMILY = Family((PAD_SEGMENTER,), rank=11, whole=True)

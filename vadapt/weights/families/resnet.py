@@ -5,7 +5,11 @@ Counters of batches and classifiers are passed over by an import and absent from
 
 from __future__ import annotations
 
-from vadapt.weights.tables import Rule, Table, batch_norm, conv
+from typing import Any
+
+from vadapt.backbones.resnet import ResNet
+from vadapt.weights.tables import Family, Rule, Table, batch_norm, conv
+from vadapt.weights.transformers_config import Config, Form, first_fields
 
 _PREFIX = r"(?:|backbone\.)"  # that of detectors, segmenters and OpenMMLab's classifiers
 _UNUSED = r".*\.num_batches_tracked|fc\..*|head\.fc\..*"
@@ -72,3 +76,20 @@ RESNET_HF = Table(
     ),
     unused=r".*\.num_batches_tracked|classifier\..*",
 )
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    kernel = model.stem[0].conv.kernel
+    bottleneck = len(model.stages[0][0].layers) == 3
+    return {
+        **first_fields("ResNetModel", "resnet", kernel),
+        "embedding_size": kernel.shape[-1],
+        "hidden_sizes": list(model.widths),
+        "depths": [len(stage) for stage in model.stages],
+        "layer_type": "bottleneck" if bottleneck else "basic",
+    }
+
+
+FORM = Form(ResNet, r"resnet\d+", RESNET_HF, _config, has={"strides of 4, 8, 16, 32"})
+FAMILY = Family((RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF), rank=9, forms={"resnet": FORM})

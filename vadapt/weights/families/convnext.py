@@ -6,7 +6,11 @@ the last stage.
 
 from __future__ import annotations
 
-from vadapt.weights.tables import Rule, Table, conv, linear, norm
+from typing import Any
+
+from vadapt.backbones.convnext import ConvNeXt
+from vadapt.weights.tables import Family, Rule, Table, conv, linear, norm
+from vadapt.weights.transformers_config import Config, Form, first_fields
 
 _LAST = "norms/3"
 
@@ -96,4 +100,23 @@ CONVNEXT_HF = Table(
         ),
     ),
     unused=r"classifier\..*",
+)
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    return {
+        **first_fields("ConvNextModel", "convnext", model.downsamples[0].conv.kernel),
+        "hidden_sizes": list(model.widths),
+        "depths": [len(stage) for stage in model.stages],
+        "layer_norm_eps": model.norms["3"].epsilon,
+    }
+
+
+FORM = Form(
+    *(ConvNeXt, "convnext_.*", CONVNEXT_HF, _config),
+    has={"four stages", "norm of the last stage"},
+)
+FAMILY = Family(
+    (CONVNEXT, CONVNEXT_MM, CONVNEXT_TIMM, CONVNEXT_HF), rank=10, forms={"convnext": FORM}
 )

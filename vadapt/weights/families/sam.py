@@ -5,7 +5,18 @@ What SAM has besides, the encoder of prompts and the decoder of masks, is passed
 
 from __future__ import annotations
 
-from vadapt.weights.tables import Rule, Table, linear, norm
+from typing import Any
+
+from vadapt.backbones.sam import SAMEncoder
+from vadapt.weights.tables import Family, Rule, Table, linear, norm
+from vadapt.weights.transformers_config import (
+    GRID,
+    Config,
+    Form,
+    has_qkv_bias,
+    hidden_width,
+    transformer_fields,
+)
 
 
 def _rules(
@@ -51,3 +62,22 @@ SAM_HF = Table(
     ),
     unused=_OTHERS,
 )
+
+
+def _config(model: Any) -> Config:
+    """Return the config of a model."""
+    attentions = [block.attn.inner for block in model.blocks]
+    return {
+        **transformer_fields("SamVisionModel", "sam_vision_model", model),
+        "mlp_dim": hidden_width(model),
+        "output_channels": model.neck.conv2.kernel.shape[-1],
+        "global_attn_indexes": [i for i, attn in enumerate(attentions) if attn.window is None],
+        "window_size": max(attn.window or 0 for attn in attentions),  # all that have one the same
+        "qkv_bias": has_qkv_bias(model),
+        "use_abs_pos": model.pos_embed is not None,
+        "use_rel_pos": attentions[0].rel_pos_h is not None,
+    }
+
+
+FORM = Form(SAMEncoder, "sam_.*", SAM_HF, _config, has=GRID | {"neck", "neck's epsilon of 1e-6"})
+FAMILY = Family((SAM, SAM_HF), rank=8, forms={"sam": FORM})
