@@ -137,7 +137,7 @@ def test_the_list_has_a_line_for_every_part(capsys):
             what, source = catalogue.describe(parts[name])
             assert line in shown
             assert len(what) > 15, line
-            assert source or kind in ("tasks", "necks", "heads of labels"), line
+            assert source or kind in ("tasks", "sources", "necks", "heads of labels"), line
     assert catalogue.main(["adapters"]) == 0
     assert "rein" in (shown := capsys.readouterr().out)
     assert "vit_base" not in shown

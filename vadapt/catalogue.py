@@ -15,6 +15,7 @@ from vadapt.errors import ConfigError, nearest
 from vadapt.heads import LABELS, SEGMENTATION
 from vadapt.necks import NECKS
 from vadapt.tasks import TASKS
+from vadapt.tasks.inputs import SOURCES
 
 KINDS: dict[str, Mapping[str, Any]] = {
     "backbones": BACKBONES,
@@ -22,6 +23,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "necks": NECKS,
     "heads of pixels": SEGMENTATION,
     "heads of labels": LABELS,
+    "sources": SOURCES,
     "tasks": TASKS,
 }
 

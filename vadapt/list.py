@@ -1,4 +1,4 @@
-"""List what there is: `python -m vadapt.list [backbones|adapters|necks|heads|tasks]`."""
+"""List what there is: `python -m vadapt.list [backbones|adapters|heads|...]`."""
 
 import sys
 

@@ -50,7 +50,7 @@ def make_source(data: Any, classes: Sequence[str] = ()) -> Any:
         ConfigError: an unknown source, one without a path, or one with other classes.
     """
     if ":" in data.source:
-        return inputs.OWN[data.source](data)
+        return inputs.SOURCES[data.source](data)
     if data.source not in SOURCES:
         raise ConfigError(
             f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"

@@ -16,21 +16,24 @@ from vadapt.data.segmentation import Segmentation
 from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.data.stream import Stream, make_stream
 from vadapt.data.transforms import HorizontalFlip, RandomResizedCrop, Transform
-from vadapt.errors import ConfigError, nearest
+from vadapt.errors import ConfigError
 from vadapt.registry import Registry
 
-SOURCES = ("scenes", "folder", "msip", "segmentation", "tfds")
-OWN = Registry("config.data.source", {})  # a user's, by place: functions of config.data
+# config.data.source -> a function of `config.data` to a source, and of whether it needs labels.
+SOURCES = Registry(
+    "config.data.source",
+    {
+        name: f"vadapt.tasks.inputs:{name}_source"
+        for name in ("scenes", "folder", "msip", "segmentation", "tfds")
+    },
+)
 
 
 def make_source(data: Any, *, labelled: bool = False) -> Source:
     """The images that `config.data` names.
 
-    Fields: `source` ("scenes", "folder", "msip", "segmentation" or "tfds"; or the place of a
-    function of `config.data` to a source, as in "my_package.data:drone"), `path` (of a folder, of
-    a data set's root, or where TFDS keeps its data), `tfds_name`, `split`, for segmentation
-    `layout` (a name in `vadapt.data.layouts`; "": as its `dataset.yaml` says), and for scenes
-    `num_scenes`, `view`, `domain` ("synthetic" if absent), `image_size`, `scene_seed`.
+    Fields: `source` (a name in `SOURCES`, or the place of a function of `config.data` to a source,
+    as in "my_package.data:drone"), and those that the source reads.
 
     Args:
         labelled: scenes have their masks, and no candidates of objects.
@@ -38,45 +41,63 @@ def make_source(data: Any, *, labelled: bool = False) -> Source:
     Raises:
         ConfigError: an unknown source, or a folder without a path.
     """
-    if ":" in data.source:
-        return OWN[data.source](data)
-    if data.source == "scenes":
-        height, width = data.image_size
-        fields = ("image", "rois") if data.get("roi_probability", 0.0) else ("image",)
-        domain = data.get("domain", "synthetic")
-        return Scenes(
-            data.num_scenes,
-            view=data.view,
-            fields=("image", "mask") if labelled else fields,
-            seed=data.scene_seed,
-            options=SceneOptions(height=height, width=width, domain=domain),
-        )
-    if data.source == "folder":
-        if not data.path:
-            raise ConfigError("config.data.source is 'folder': give --config.data.path=DIR")
-        _refuse_rois(data)
-        return Folder(data.path)
-    if data.source == "msip":
-        if not data.path:
-            raise ConfigError("config.data.source is 'msip': give --config.data.path=ROOT")
-        msip = Msip(data.path)
-        if data.get("roi_probability", 0.0) and not msip.has_rois:
-            raise ConfigError(
-                f"no candidates of objects in {data.path!r}: compute them, once, with python -m "
-                f"vadapt.data.roi_candidates {data.path}, or crop anywhere with "
-                "--config.data.roi_probability=0"
-            )
-        return msip
-    if data.source == "segmentation":
-        if not data.path:
-            raise ConfigError("config.data.source is 'segmentation': give --config.data.path=ROOT")
-        _refuse_rois(data)
-        return Segmentation(data.path, data.split, layout=data.get("layout", "") or None)
-    if data.source == "tfds":
-        return Tfds(data.tfds_name, data.split, data_dir=data.path or None)
-    raise ConfigError(
-        f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
+    make = SOURCES[data.source]
+    return make(data, labelled=labelled) if make is scenes_source else make(data)
+
+
+def scenes_source(data: Any, *, labelled: bool = False) -> Source:
+    """The embedded street scenes.
+
+    Reads `num_scenes`, `view`, `domain` ("synthetic" if absent), `image_size`, `scene_seed`.
+    """
+    height, width = data.image_size
+    fields = ("image", "rois") if data.get("roi_probability", 0.0) else ("image",)
+    return Scenes(
+        data.num_scenes,
+        view=data.view,
+        fields=("image", "mask") if labelled else fields,
+        seed=data.scene_seed,
+        options=SceneOptions(height=height, width=width, domain=data.get("domain", "synthetic")),
     )
+
+
+def folder_source(data: Any) -> Source:
+    """Images in a folder, of any nesting. Reads `path`."""
+    if not data.path:
+        raise ConfigError("config.data.source is 'folder': give --config.data.path=DIR")
+    _refuse_rois(data)
+    return Folder(data.path)
+
+
+def msip_source(data: Any) -> Source:
+    """PAD's infrared images, of eight public sets, with candidates of objects. Reads `path`."""
+    if not data.path:
+        raise ConfigError("config.data.source is 'msip': give --config.data.path=ROOT")
+    msip = Msip(data.path)
+    if data.get("roi_probability", 0.0) and not msip.has_rois:
+        raise ConfigError(
+            f"no candidates of objects in {data.path!r}: compute them, once, with python -m "
+            f"vadapt.data.roi_candidates {data.path}, or crop anywhere with "
+            "--config.data.roi_probability=0"
+        )
+    return msip
+
+
+def segmentation_source(data: Any) -> Source:
+    """Images and masks in folders.
+
+    Reads `path`, `split` and `layout` (a name in `vadapt.data.layouts`; "": as its `dataset.yaml`
+    says).
+    """
+    if not data.path:
+        raise ConfigError("config.data.source is 'segmentation': give --config.data.path=ROOT")
+    _refuse_rois(data)
+    return Segmentation(data.path, data.split, layout=data.get("layout", "") or None)
+
+
+def tfds_source(data: Any) -> Source:
+    """A data set of TFDS. Reads `tfds_name`, `split` and `path` (where TFDS keeps its data)."""
+    return Tfds(data.tfds_name, data.split, data_dir=data.path or None)
 
 
 def _refuse_rois(data: Any) -> None:
