@@ -93,5 +93,5 @@ def two_blocks():
 
     whole = BACKBONES["vit_micro"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "vit_micro", whole._replace(options={"depth": 2}))
+        patch.setitem(BACKBONES._parts, "vit_micro", whole._replace(options={"depth": 2}))
         yield

@@ -32,6 +32,7 @@ CASES = [
      "head.average_all,head.auxiliary_channels,head.channels",
      "this head has no queries: call it with some, as Rein gives them"),
     ("pad_soda:scenes", ["config.head.name=linear"], "", "--drop=head"),
+    ("vig_imagenet:scenes", ["config.method.name=spm", "config.method.hidden=4"], "", ""),
     ("vig_imagenet:scenes", ["config.model.backbone=vit_micro"], "", "--drop=model.options.groups"),
 ]  # fmt: skip
 

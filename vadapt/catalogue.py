@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vadapt.adapters import METHODS
-from vadapt.backbones.families import BACKBONES, Backbone
+from vadapt.backbones.families import BACKBONES
+from vadapt.backbones.named import Backbone
 from vadapt.command_line import print_error
 from vadapt.errors import ConfigError, nearest
 from vadapt.heads import LABELS, SEGMENTATION
+from vadapt.losses import PIXEL_LOSSES
 from vadapt.necks import NECKS
 from vadapt.tasks import TASKS
 from vadapt.tasks.inputs import SOURCES
@@ -23,6 +25,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "necks": NECKS,
     "heads of pixels": SEGMENTATION,
     "heads of labels": LABELS,
+    "losses of pixels": PIXEL_LOSSES,
     "sources": SOURCES,
     "tasks": TASKS,
 }

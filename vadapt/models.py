@@ -13,13 +13,13 @@ from typing import Any
 from flax import nnx
 
 from vadapt import adapters
-from vadapt.backbones.families import BACKBONES, Backbone, Statistics
+from vadapt.backbones.families import BACKBONES
+from vadapt.backbones.named import Backbone, Statistics
 from vadapt.backbones.staged import Staged
 from vadapt.backbones.teachers import Tower, kind_of, tower
-from vadapt.errors import ConfigError, WeightsError, nearest
+from vadapt.errors import WeightsError
 from vadapt.options import accepted, check
 from vadapt.partition import Frozen, mark, variables
-from vadapt.registry import Registry
 from vadapt.weights.adapter_file import read_info
 from vadapt.weights.base import remember
 from vadapt.weights.families import table_of
@@ -129,12 +129,8 @@ def _abstract(build: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -
 
 
 def _known(name: str) -> Backbone:
-    if ":" in name:
-        own = Registry("backbone", {})[name]
-        return own if isinstance(own, Backbone) else Backbone(own)
-    if name not in BACKBONES:
-        raise ConfigError(f"unknown backbone {name!r}; {nearest(name, BACKBONES)}")
-    return BACKBONES[name]
+    found = BACKBONES[name]
+    return found if isinstance(found, Backbone) else Backbone(found)
 
 
 def graft(

@@ -13,11 +13,11 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import RELATIVE, Arrays, imported, nhwc
 from tests.golden_modules.programs import compiled
 from vadapt.backbones.convnext import ConvNeXt
-from vadapt.backbones.families import CLIP, DINOV2
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.teachers import Tower
 from vadapt.backbones.vit import ViT
+from vadapt.backbones.vit_families import CLIP, DINOV2
 from vadapt.necks.pyramid import pyramid
 from vadapt.nn.mlp import swiglu_hidden
 from vadapt.nn.positions import resize_table

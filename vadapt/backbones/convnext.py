@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.backbones.named import without_positions
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.activations import gelu_exact
@@ -166,3 +168,11 @@ def convnext(variant: str, **options: Any) -> ConvNeXt:
     if variant not in VARIANTS:
         raise ConfigError(f"unknown ConvNeXt variant {variant!r}; {nearest(variant, VARIANTS)}")
     return ConvNeXt(**{**VARIANTS[variant], **options})
+
+
+NAMED = {
+    f"convnext_{size}": without_positions(
+        functools.partial(convnext, size), "ConvNeXt, arXiv:2201.03545"
+    )
+    for size in VARIANTS
+}

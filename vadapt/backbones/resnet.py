@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.backbones.named import without_positions
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.convolutions import ConvNorm
@@ -156,3 +157,19 @@ def _stem(inputs: int, width: int, deep: bool, rngs: nnx.Rngs) -> list[ConvNorm]
         ConvNorm(width // 2, width // 2, 3, rngs=rngs),
         ConvNorm(width // 2, width, 3, rngs=rngs),
     ]
+
+
+NAMED = {
+    **{
+        f"resnet{depth}": without_positions(
+            functools.partial(ResNet, depth), "ResNet, arXiv:1512.03385"
+        )
+        for depth in (50, 101)
+    },
+    **{
+        f"resnet{depth}_v1c": without_positions(
+            functools.partial(ResNet, depth, deep_stem=True), "ResNet-C, arXiv:1812.01187"
+        )
+        for depth in (50, 101)
+    },
+}

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.backbones.named import Backbone
 from vadapt.backbones.vit import PatchEmbed, as_pair
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.blocks import Block
@@ -289,3 +290,11 @@ def sam(variant: str, **options: Any) -> SAMEncoder:
     if variant not in VARIANTS:
         raise ConfigError(f"unknown SAM variant {variant!r}; {nearest(variant, VARIANTS)}")
     return SAMEncoder(**{**VARIANTS[variant], **options})
+
+
+NAMED = {
+    f"sam_{size}": Backbone(
+        functools.partial(sam, size), source="Segment Anything, arXiv:2304.02643"
+    )
+    for size in VARIANTS
+}

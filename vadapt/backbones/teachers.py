@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vadapt.backbones.families import CLIP, IMAGENET, OPENAI, SCENES, Statistics, Triple
+from vadapt.backbones.named import IMAGENET, OPENAI, SCENES, Statistics, Triple
 from vadapt.backbones.vit import VARIANTS, ViT, vit
+from vadapt.backbones.vit_families import CLIP
 from vadapt.errors import ConfigError, nearest
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.backbones.graphs import GraphBlock
+from vadapt.backbones.named import IMAGENET, SCENES, Backbone
 from vadapt.backbones.staged import Staged
 from vadapt.errors import ConfigError, ShapeError, nearest
 from vadapt.kernels.group_knn import Bias
@@ -269,3 +270,13 @@ def vig(variant: str, **options: Any) -> ViG:
     if variant not in VARIANTS:
         raise ConfigError(f"unknown ViG variant {variant!r}; {nearest(variant, VARIANTS)}")
     return ViG(**{**VARIANTS[variant], **options})
+
+
+NAMED = {
+    name: Backbone(
+        functools.partial(vig, name),
+        statistics=SCENES if name == "vig_micro" else IMAGENET,
+        source="Vision GNN, arXiv:2206.00272",
+    )
+    for name in VARIANTS
+}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vadapt.losses.segmentation import cross_entropy
+from vadapt.losses import PIXEL_LOSSES
 from vadapt.nn.convolutions import BatchNorm
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.resize import resize_bilinear
@@ -23,11 +23,20 @@ class LinearHead(nnx.Module):
 
     Args:
         widths: channels of the maps.
+        loss: a name in `vadapt.losses.PIXEL_LOSSES`, or the place of a function like those.
 
     Source: DINOv2, arXiv:2304.07193, section 7.4.
     """
 
-    def __init__(self, widths: Sequence[int], num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        *,
+        loss: str = "cross_entropy",
+        rngs: nnx.Rngs,
+    ):
+        self.pixel_loss = PIXEL_LOSSES[loss]
         self.norm = BatchNorm(sum(widths), rngs=rngs)
         init = nnx.initializers.normal(0.01)
         self.linear = nnx.Linear(sum(widths), num_classes, kernel_init=init, rngs=rngs)
@@ -57,7 +66,7 @@ class LinearHead(nnx.Module):
     ) -> dict[str, Float[Array, ""]]:
         """Cross-entropy at the labels' size; 255 is ignored."""
         _, height, width = labels.shape
-        return {"loss_seg": cross_entropy(self.scores(predictions, (height, width)), labels)}
+        return {"loss_seg": self.pixel_loss(self.scores(predictions, (height, width)), labels)}
 
 
 class LabelPredictions(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from vadapt import __version__
-from vadapt.backbones.families import Statistics
+from vadapt.backbones.named import Statistics
 from vadapt.errors import WeightsError
 from vadapt.partition import (
     DEFAULT,
