@@ -153,6 +153,21 @@ def test_a_workdir_of_other_settings_is_refused_with_the_difference(finished):
     assert read(workdir, "config.json") == before
 
 
+def test_a_run_of_an_older_version_is_gone_on_with(tmp_path):
+    config = tiny()
+    config.method.loss_weight = 0.4
+    run.claim(config, tmp_path, begun=False)
+    held = read(tmp_path, "config.json")
+    del held["parallel"]["step"]["scan"], held["method"]["loss_weight"]
+    held["task"]["semantic_weight"] = 0.4
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    run.claim(config, tmp_path, begun=True)
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    config.method.loss_weight = 0.5
+    with pytest.raises(ConfigError, match=r"method\.loss_weight: 0\.4 there, 0\.5 now"):
+        run.claim(config, tmp_path, begun=True)
+
+
 def test_a_workdir_in_which_nothing_was_trained_takes_new_settings(tmp_path):
     run.claim(tiny(seed=1), tmp_path, begun=False)
     run.claim(tiny(seed=2), tmp_path, begun=False)

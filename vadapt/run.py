@@ -30,7 +30,10 @@ FREE = (
     "parallel.fsdp",
     "parallel.step.accumulate",
     "parallel.step.remat",
+    "parallel.step.scan",
 )
+# Settings of older runs that go by another name now.
+MOVED = {"task.semantic_weight": "method.loss_weight"}
 _SHOWN = 8  # differences in a message
 
 
@@ -135,6 +138,10 @@ def claim(config: Config, workdir: Path, *, begun: bool, write: bool = True) -> 
     wanted = json.loads(json.dumps(config.to_dict()))
     if path.exists() and (begun or (workdir / "result.json").exists()):
         there, here = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(wanted)
+        for old, new in MOVED.items():
+            if old in there and old not in here:
+                value = there.pop(old)
+                there |= {new: value} if new in here else {}
         differences = [
             f"config.{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} now"
             for key in sorted({*there, *here})
