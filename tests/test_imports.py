@@ -92,6 +92,15 @@ def test_nothing_outside_adapters_names_an_adapter():
     assert {pair for pair in found if not pair[0].startswith("weights/")} == set()
 
 
+def test_no_task_and_no_command_names_a_head():
+    heads = {f"vadapt.heads.{path.stem}" for path in (PACKAGE / "heads").glob("[a-z]*.py")}
+    for path in FILES:
+        if room(path) in ("heads", "weights"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert getattr(node, "module", None) not in heads, path
+
+
 def test_general_code_of_weights_names_no_family():
     families = {path.stem for path in (PACKAGE / "weights" / "families").glob("[a-z]*.py")}
     assert {"clip", "vig"} <= families

@@ -13,7 +13,7 @@ from vadapt.backbones.families import BACKBONES
 from vadapt.backbones.named import Backbone
 from vadapt.command_line import print_error
 from vadapt.errors import ConfigError, nearest
-from vadapt.heads import LABELS, SEGMENTATION
+from vadapt.heads import DECODERS, LABELS, SEGMENTATION
 from vadapt.losses import PIXEL_LOSSES
 from vadapt.necks import NECKS
 from vadapt.tasks import TASKS
@@ -25,6 +25,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "necks": NECKS,
     "heads of pixels": SEGMENTATION,
     "heads of labels": LABELS,
+    "heads of masked pre-training": DECODERS,
     "losses of pixels": PIXEL_LOSSES,
     "sources": SOURCES,
     "tasks": TASKS,

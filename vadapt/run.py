@@ -1,4 +1,4 @@
-"""One run from a config: train, judge, and leave in the workdir what people keep."""
+"""One run from a config: train, evaluate, and leave in the workdir what people keep."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def run(
         return {}
     _say("scoring the model ...")
     scores = {}
-    if getattr(task, "judges_initial", True):
+    if getattr(task, "evaluates_initial", True):
         scores["frozen"] = task.evaluate(outcome.initial)
     same = "frozen" in scores and not outcome.steps
     scores["adapted"] = scores["frozen"] if same else task.evaluate(outcome.model)

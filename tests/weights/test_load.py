@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
+from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.partition import Adapter, Head, variables
-from vadapt.tasks.mae import MAEDecoder, MaskedAutoencoder
+from vadapt.tasks.mae import MaskedAutoencoder
 from vadapt.weights.load import load_weights, match_weights, with_arrays
 
 WIDTH, DEPTH, SIDE, PATCH = 96, 2, 4, 8  # a micro ViT on 32 px

@@ -17,6 +17,14 @@ SEGMENTATION = Registry(
         "mask2former": "vadapt.heads.mask2former:Mask2FormerHead",
     },
 )
+# Of masked pre-training: what fills in the patches that the backbone did not see.
+DECODERS = Registry(
+    "decoder",
+    {
+        "mae": "vadapt.heads.mae_decoder:MAEDecoder",
+        "prompting": "vadapt.heads.milan_decoder:PromptingDecoder",
+    },
+)
 # Of labels: config.head.name -> the class that reads maps and scores labels of images.
 LABELS = Registry(
     "config.head.name",

@@ -1,4 +1,4 @@
-"""Mask2Former's losses: masks matched to the classes of an image, judged at random points."""
+"""Mask2Former's losses: masks matched to the classes of an image, compared at random points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: what is learned, from which data, and how it is judged; one file each."""
+"""Tasks: what is learned, from which data, and how it is evaluated; one file each."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class ClassificationTask(MultilabelTask):
         logits = model(pixels, model_key).logits.astype(jnp.float32)
         return {"loss_ce": optax.softmax_cross_entropy(logits, targets).mean()}
 
-    def judge(self, answers: Answers) -> dict[str, Any]:
+    def scores_of(self, answers: Answers) -> dict[str, Any]:
         """The share of images whose label is the best one, and among the best five."""
         scores, targets, _ = answers.rows()
         return {f"top{number}": top_accuracy(scores, targets, number) for number in (1, 5)}

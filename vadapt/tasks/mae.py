@@ -18,7 +18,7 @@ from vadapt.backbones.vit import ViT
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet
 from vadapt.errors import ConfigError
-from vadapt.heads.mae_decoder import MAEDecoder
+from vadapt.heads import DECODERS
 from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify, unpatchify
 from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import inputs
@@ -52,7 +52,7 @@ def random_masking(noise: Float[Array, "b n"], mask_ratio: float) -> Masking:
 class MaskedAutoencoder(nnx.Module):
     """A backbone that sees a part of the patches, and a decoder that predicts the rest."""
 
-    def __init__(self, backbone: ViT, decoder: MAEDecoder):
+    def __init__(self, backbone: ViT, decoder: nnx.Module):
         if backbone.num_extra != 1:
             raise ConfigError(
                 f"the decoder takes one class token before the patches, the backbone gives "
@@ -90,7 +90,7 @@ class MAETask:
     Reads `config.data`, `config.model`, `config.method`, `config.task` and `config.eval`.
     """
 
-    decoder_type = MAEDecoder
+    decoder_type = "mae"  # a name in `heads.DECODERS`
     backbone_options: Mapping[str, Any] = MappingProxyType(
         {"positions": "sincos", "layer_scale": None}
     )
@@ -113,7 +113,7 @@ class MAETask:
             **self.backbone_options,
             rngs=rngs,
         )
-        decoder = self.decoder_type(
+        decoder = DECODERS[self.decoder_type](
             backbone.width,
             backbone.grid,
             self._outputs(backbone),

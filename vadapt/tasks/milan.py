@@ -13,8 +13,6 @@ from vadapt import models
 from vadapt.backbones.teachers import Tower, kind_of
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, nearest
-from vadapt.heads.mae_decoder import MAEDecoder
-from vadapt.heads.milan_decoder import PromptingDecoder
 from vadapt.losses.features import cosine_distance
 from vadapt.losses.reconstruction import patchify, unpatchify
 from vadapt.nn.drop import OptionalKey
@@ -47,7 +45,7 @@ def semantic_masking(
 class MILAN(MaskedAutoencoder):
     """A masked autoencoder with a prompting decoder and, where features matter, a teacher."""
 
-    def __init__(self, backbone: ViT, decoder: MAEDecoder, teacher: Tower | None = None):
+    def __init__(self, backbone: ViT, decoder: nnx.Module, teacher: Tower | None = None):
         super().__init__(backbone, decoder)
         self.teacher = teacher
 
@@ -83,7 +81,7 @@ class MILANTask(MAETask):
     the same crop as the teacher was trained.
     """
 
-    decoder_type = PromptingDecoder
+    decoder_type = "prompting"
 
     def __init__(self, config: Any):
         super().__init__(config)

@@ -61,7 +61,7 @@ class MultilabelTask:
     `config.task` and `config.eval`.
     """
 
-    judges_initial = False  # a new head knows nothing
+    evaluates_initial = False  # a new head knows nothing
 
     def __init__(self, config: Any):
         self.config = config
@@ -151,11 +151,11 @@ class MultilabelTask:
         return inputs.normalise(images, self.config.data.mean, self.config.data.std)
 
     def evaluate(self, model: Recogniser) -> dict[str, float]:
-        """The scores of every test set in percent, "val/mAP" and so on: see `judge`."""
+        """The scores of every test set in percent, "val/mAP" and so on: see `scores_of`."""
         scores = {}
         for name, data in data_sets(self.config, "test").items():
             answers = self.answers(model, data, f"testing on {name}")
-            scores |= {f"{name}/{metric}": x for metric, x in self.judge(answers).items()}
+            scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
         return scores
 
     def answers(self, model: Recogniser, data: Any, title: str = "testing") -> Answers:
@@ -170,7 +170,7 @@ class MultilabelTask:
             answers.add(np.asarray(logits), batch["labels"], batch.get("areas"), batch["valid"])
         return answers
 
-    def judge(self, answers: Answers) -> dict[str, float]:
+    def scores_of(self, answers: Answers) -> dict[str, float]:
         """Average precision, and precision and recall at a probability of `eval.threshold`.
 
         Of the best three labels only the F1: see `vadapt.metrics.multilabel.label_scores`.

@@ -82,7 +82,7 @@ class SegmentationTask:
     `config.task` and `config.eval`.
     """
 
-    judges_initial = False  # a new head knows nothing
+    evaluates_initial = False  # a new head knows nothing
 
     def __init__(self, config: Any):
         self.config = config
