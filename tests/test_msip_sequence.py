@@ -71,7 +71,7 @@ def test_raw_downloads_become_an_adapter(tmp_path, capsys):
 
     backbone = models.create("vit_micro", image_size=(32, 32), positions="sincos")
     models.load(backbone, {**config.model, "allow_unexpected": (*BEYOND, "decoder/.*")})
-    adapted = models.graft(backbone, config.method, seed=config.seed)
+    adapted = models.apply_method(backbone, config.method, seed=config.seed)
     load_adapter(adapted, workdir / "adapter.safetensors")
     images = jnp.ones((1, 32, 32, 3))
     assert np.isfinite(np.asarray(compiled.run("features", adapted, images))).all()

@@ -133,7 +133,7 @@ def _known(name: str) -> Backbone:
     return found if isinstance(found, Backbone) else Backbone(found)
 
 
-def graft(
+def apply_method(
     model: Any, method: Any, *, known: Mapping[str, Any] = MappingProxyType({}), seed: int = 0
 ) -> Any:
     """The model with the method of `config.method` in its backbone; "none" changes nothing.

@@ -167,7 +167,7 @@ def test_lora_goes_with_other_methods_of_which_those_that_cannot_be_folded_stay(
     with pytest.warns(UserWarning, match=r"blocks/0/mlp/adapter.* depends on the input"):
         folded = adapters.fold(both)
     np.testing.assert_allclose(run(folded, images), wanted, rtol=1e-5, atol=1e-5)
-    assert [dict(method)["name"] for method in folded.grafted] == ["patchwise_scale"]
+    assert [dict(method)["name"] for method in folded.applied] == ["patchwise_scale"]
     with pytest.raises(ConfigError, match="depends on the input"):
         adapters.fold(both, strict=True)
 

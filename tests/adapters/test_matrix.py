@@ -164,7 +164,7 @@ def check_files(method, plain, random, parts, changed, images, tmp_path):
     fresh = vadapt.adapt_from(plain, tmp_path / "adapter.safetensors")
     for path, one in flatten(split(fresh).trainable).items():
         np.testing.assert_array_equal(one, flatten(random)[path], err_msg=path)
-    assert dict(fresh.grafted[0])["name"] == method
+    assert dict(fresh.applied[0])["name"] == method
     if method == "lora":
         folded = vadapt.fold(learned)
         assert not flatten(split(folded).trainable)

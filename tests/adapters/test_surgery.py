@@ -86,7 +86,7 @@ def trained(model):
 
 
 def test_sites_say_what_they_are_wherever_they_stand():
-    found = {site.path: (site.kind, site.roles) for site in sites(plain())}
+    found = {site.path: (site.kind, site.roles) for site in plain().sites()}
     assert found["blocks/1"] == ("block", ())
     assert found["blocks/1/attn"] == ("branch", ("attention",))
     assert found["blocks/0/attn/inner/qkv"] == ("linear", ("q", "k", "v"))

@@ -27,7 +27,7 @@ METHODS = Registry(
 def apply(model: Any, method: str, **options: Any) -> Any:
     """Apply a method to a model by name, to its `backbone` if it has one; options are the method's.
 
-    Name and options are kept on the model as `grafted`, for the header of its adapter file.
+    Name and options are kept on the model as `applied`, for the header of its adapter file.
 
     Raises:
         ConfigError: no such method or option, or the model lacks what the method takes hold of.
@@ -45,7 +45,7 @@ def apply(model: Any, method: str, **options: Any) -> Any:
             "see its options"
         )
     kept = {"name": method, **{key: options[key] for key in sorted(options) if key != "rngs"}}
-    adapted.grafted = (*getattr(model, "grafted", ()), _hashable(kept))
+    adapted.applied = (*getattr(model, "applied", ()), _hashable(kept))
     return adapted
 
 
@@ -59,7 +59,7 @@ def _added(model: Any) -> dict[str, Any]:
 
 
 def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
-    """The model with what an adapter file holds: its methods grafted, its weights loaded.
+    """The model with what an adapter file holds: its methods applied, its weights loaded.
 
     Args:
         model: the plain backbone with the pretrained weights that the adapter was trained on, or
@@ -104,8 +104,8 @@ def fold(model: Any, *, strict: bool = False) -> Any:
                 setattr(node, name, child.folded())
     left = flatten(split(model, Adapter | Prompt).trainable)
     for _, node in nnx.iter_graph(model):
-        if hasattr(node, "grafted"):
-            node.grafted = tuple(method for method in node.grafted if not _folds(dict(method)))
+        if hasattr(node, "applied"):
+            node.applied = tuple(method for method in node.applied if not _folds(dict(method)))
     if not left:
         return model
     message = (

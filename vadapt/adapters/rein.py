@@ -210,7 +210,7 @@ class Rein(Hook):
             ConfigError: the tokens are not linked to queries.
         """
         if self.transform is None or self.merge is None:
-            raise ConfigError("this Rein has no queries; graft it with a query_width")
+            raise ConfigError("this Rein has no queries; apply it with a query_width")
         layers = self.transform(self.all_tokens())
         pooled = jnp.stack([layers.max(axis=0), layers.mean(axis=0), layers[-1]], axis=-1)
         # Channel by channel, the three side by side: not three blocks of channels.

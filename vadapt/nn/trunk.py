@@ -14,6 +14,8 @@ from vadapt import remat
 from vadapt.errors import ConfigError
 from vadapt.nn.drop import OptionalKey, drawing_from
 from vadapt.nn.hooks import Hook, Hooks, hooks_of
+from vadapt.nn.sites import Site
+from vadapt.nn.sites import sites as sites_of
 from vadapt.nn.tokens import Tokens
 
 
@@ -248,6 +250,10 @@ class Trunk(nnx.Module):
     ) -> Passed:
         """A pass up to the last of the taps, or to the end without taps."""
         raise NotImplementedError
+
+    def sites(self, *kinds: str) -> list[Site]:
+        """The places where a method can take hold; see `vadapt.nn.sites.sites`."""
+        return sites_of(self, *kinds)
 
     def leave(self, x: Float[Array, "b *n d"], number: int) -> Float[Array, "b *n d"]:
         """The output of a block (of a stage) as others see it: normed, if it has a norm."""

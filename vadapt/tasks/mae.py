@@ -125,7 +125,7 @@ class MAETask:
         model = MaskedAutoencoder(backbone, decoder)
         if pretrained:
             models.load(model, config.model)
-        return models.graft(model, config.method, seed=config.seed)
+        return models.apply_method(model, config.method, seed=config.seed)
 
     def _outputs(self, backbone: ViT) -> int:
         """Return the number of numbers that are predicted per patch."""

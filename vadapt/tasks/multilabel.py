@@ -105,7 +105,7 @@ class MultilabelTask:
         if pretrained and not config.task.load_head:
             models.load(backbone, config.model)
         known = {"num_classes": number}
-        backbone = models.graft(backbone, config.method, known=known, seed=config.seed)
+        backbone = models.apply_method(backbone, config.method, known=known, seed=config.seed)
         layers = tuple(config.task.layers)
         widths = models.widths(backbone, layers)
         head = label_head(**config.head, widths=widths, num_labels=number, rngs=rngs)

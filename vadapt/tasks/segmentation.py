@@ -129,7 +129,7 @@ class SegmentationTask:
         if pretrained and not config.model.get("adapter", ""):
             models.load(backbone, config.model)
         known = {"num_classes": number}
-        backbone = models.graft(backbone, config.method, known=known, seed=config.seed)
+        backbone = models.apply_method(backbone, config.method, known=known, seed=config.seed)
         if pretrained and config.model.get("adapter", ""):
             models.load_adapted(backbone, config.model)
         layers = tuple(config.task.layers)

@@ -53,7 +53,7 @@ class AdapterInfo(NamedTuple):
     base: str  # hash of the backbone's pretrained weights, see `base.base_of`
     version: str  # of vadapt
     base_kind: str = ""  # "backbone"; empty in older files, see `fingerprint`
-    methods: tuple[Mapping[str, Any], ...] = ()  # in the order of grafting: name and options
+    methods: tuple[Mapping[str, Any], ...] = ()  # in the order of applying: name and options
     backbone: str | None = None  # name for `vadapt.create`
     trainable: str | Sequence[str] | None = None  # the setting that chose the file's leaves
     classes: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class AdapterInfo(NamedTuple):
 
     @property
     def described(self) -> str:
-        """The methods as one would graft them: "lora(rank=4) on 'vit_base'"."""
+        """The methods as one would apply them: "lora(rank=4) on 'vit_base'"."""
         calls = [
             f"{method['name']}({', '.join(f'{k}={v!r}' for k, v in method.items() if k != 'name')})"
             for method in self.methods
@@ -94,16 +94,16 @@ def save_adapter(
 
     Args:
         model: usually a backbone, or a model with one as its `backbone` under a head.
-        method: name and options of what was grafted; by default what `vadapt.adapt` did.
-        backbone: what `vadapt.create` calls the model without the graft.
+        method: name and options of what was applied; by default what `vadapt.adapt` did.
+        backbone: what `vadapt.create` calls the model without the method.
         classes: their names, in the order of the head's outputs.
         statistics: mean and standard deviation of the pixels, in 0-1, that it was trained with.
         extra: what else the file should say of itself; any JSON.
     """
     learned = _learned(model, split(model, trainable))
     arrays = {name: np.asarray(leaf) for name, leaf in learned.items()}
-    grafted = getattr(getattr(model, "backbone", model), "grafted", ())
-    methods = [dict(one) for one in grafted] if method is None else method
+    applied = getattr(getattr(model, "backbone", model), "applied", ())
+    methods = [dict(one) for one in applied] if method is None else method
     if isinstance(methods, list) and len(methods) == 1:
         methods = methods[0]
     named = isinstance(trainable, str | list | tuple)
@@ -189,7 +189,7 @@ def _learned(model: nnx.Module, parts: Partition) -> dict[str, Any]:
 def load_adapter(
     model: nnx.Module, source: str | Path, *, trainable: Trainable | None = None
 ) -> None:
-    """Loads an adapter file into a model that has the same method grafted, in place.
+    """Loads an adapter file into a model that has the same method applied, in place.
 
     `vadapt.adapt_from` also applies what the file says.
 
