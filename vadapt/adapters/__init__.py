@@ -39,7 +39,7 @@ def apply(model: Any, method: str, **options: Any) -> Any:
     function = METHODS[method]
     check("method", method, function, options, given=MADE)
     adapted = function(model, **options)
-    if len(_added(adapted)) <= len(_added(model)):
+    if _count_added(adapted) <= _count_added(model):
         raise ConfigError(
             f"{method} took hold nowhere in this {type(model).__name__}: it would train no weight; "
             "see its options"
@@ -49,13 +49,9 @@ def apply(model: Any, method: str, **options: Any) -> Any:
     return adapted
 
 
-def _added(model: Any) -> dict[str, Any]:
-    """Return what methods have added to a model, by path."""
-    return {
-        path: value
-        for path, value in variables(model).items()
-        if isinstance(value, Adapter | Prompt)
-    }
+def _count_added(model: Any) -> int:
+    """Count the variables that methods have added to a model."""
+    return sum(isinstance(value, Adapter | Prompt) for value in variables(model).values())
 
 
 def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
