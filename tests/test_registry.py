@@ -8,6 +8,7 @@ import pytest
 from tests.processes import PATIENCE, spawn
 from vadapt import catalogue
 from vadapt.adapters import METHODS
+from vadapt.backbones.families import BACKBONES
 from vadapt.errors import ConfigError
 from vadapt.registry import Registry
 
@@ -144,6 +145,9 @@ def test_the_list_has_a_line_for_every_part(capsys):
             assert line in shown
             assert len(what) > 15, line
             assert source or kind in SOURCELESS, line
+    sizes = [catalogue.describe(BACKBONES[f"vit_{size}"])[0] for size in ("small", "base")]
+    assert sizes == [f"A plain vision transformer: vit('{size}')" for size in ("small", "base")]
+    assert "ResNet(50, deep_stem=True)" in catalogue.describe(BACKBONES["resnet50_v1c"])[0]
     assert catalogue.main(["adapters"]) == 0
     assert "rein" in (shown := capsys.readouterr().out)
     assert "vit_base" not in shown

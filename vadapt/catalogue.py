@@ -34,17 +34,40 @@ KINDS: dict[str, Mapping[str, Any]] = {
 
 def describe(part: Any) -> tuple[str, str]:
     """Return what a part is, in one line, and its source, from its docstrings."""
-    source = ""
+    source = made_by = ""
     if isinstance(part, Backbone):
-        part, source = part.build, part.source
-        while not inspect.isclass(part):  # functions that make a named size of it
-            part = part.func if isinstance(part, functools.partial) else part.options_go_to[0]
+        source = part.source
+        made_by, part = _made_by(part)
     text = inspect.getdoc(part) or ""
     both = f"{text}\n{inspect.getdoc(inspect.getmodule(part)) or ''}"
     what = re.sub(r" *Source:.*", "", " ".join(text.partition("\n\n")[0].split()))
+    if made_by:
+        what = re.split(r" \(|[:.,;]", what)[0] + f": {made_by}"
     named = re.search(r"Source:\s+([^;.]*?arXiv:\d+\.\d+)", both)
     found = re.search(r"arXiv:\d+\.\d+", both)
     return what, source or (" ".join(named[1].split()) if named else found[0] if found else "")
+
+
+def _made_by(backbone: Backbone) -> tuple[str, Any]:
+    """The call that makes a named backbone, and the class of what it makes."""
+    call = part = backbone.build
+    given, options = (), dict(backbone.options)
+    while not inspect.isclass(part):
+        if isinstance(part, functools.partial):
+            call, given, options = part.func, part.args, {**part.keywords, **options}
+            part = part.func
+        elif not (further := getattr(part, "options_go_to", ())):
+            break
+        else:  # a function that makes a named size of it
+            part = further[0]
+    shown = [*map(repr, given), *(f"{key}={_shown(value)}" for key, value in options.items())]
+    return f"{call.__name__}({', '.join(shown)})", part
+
+
+def _shown(value: Any) -> str:
+    if callable(value):
+        return value.__name__
+    return f"{value:.3g}" if isinstance(value, float) else repr(value)
 
 
 def lines(kind: str) -> list[str]:
