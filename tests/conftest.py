@@ -7,7 +7,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# What compiles more quickly costs more to keep than to make again.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -18,7 +19,7 @@ import pytest
 from jax._src.interpreters import partial_eval
 from xdist.scheduler import LoadScopeScheduling
 
-from tests import quick_random, typechecker
+from tests import quick_programs, quick_random, typechecker
 from tests.compiled import drop_all
 from tests.costs import (  # noqa: F401  pytest calls these
     pytest_runtest_logreport,
@@ -47,6 +48,8 @@ def pytest_configure(config):
 
     A run that finds the variable set keeps its programs there, for the next run.
     """
+    if "not plans" in config.option.markexpr:
+        quick_programs.install()
     if not jax.config.jax_compilation_cache_dir:
         folder = tempfile.mkdtemp(prefix="vadapt-tests-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder

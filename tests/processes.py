@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import quick_programs
+
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds; a test machine may have two cores and much to do
 TINY = {
@@ -28,13 +30,13 @@ def settings(**changes):
     return [f"--config.{name}={value}" for name, value in changed.items()]
 
 
-def environment(**changes):
-    """This one's, with one CPU device, this Python as `python`, and no trace of a launcher."""
+def environment(*, devices=1, **changes):
+    """This one's, with that many CPU devices, this Python as `python`, no trace of a launcher."""
     launchers = ("JAX_COORD", "JAX_NUM", "JAX_PROCESS", "SLURM_", "TPU_", "MEGASCALE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
     return kept | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"{quick_programs.flags()} --xla_force_host_platform_device_count={devices}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         # Another process writes that program just now; it is compiled instead.
         "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
@@ -43,7 +45,7 @@ def environment(**changes):
 
 
 def spawn(command, cwd=ROOT, stdin=subprocess.DEVNULL, **changes):
-    """A process, its two outputs piped; changes are of its environment."""
+    """A process, its two outputs piped; changes are of its `environment`."""
     command = [str(part) for part in command]
     pipe, variables = subprocess.PIPE, environment(**changes)
     with default_signals():

@@ -1,23 +1,20 @@
 """The benchmarks of speed run at their smallest size and write what they say; no time is judged."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, environment
 
 
 def output_of(name, *arguments):
     """What a benchmark prints, from a process of its own on one plain CPU device."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     # Its draws of random weights compile in half the time.
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    variables = environment(JAX_DEFAULT_PRNG_IMPL="unsafe_rbg")
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

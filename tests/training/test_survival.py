@@ -40,7 +40,7 @@ def start(workdir, pause=0.0, number=None, *, stop_at=-1, kill_at=-1):
             RUN,
             *(workdir, STEPS, pause, 8, SAVED),
             *((stop_at, kill_at) if own == number else ()),
-            XLA_FLAGS="--xla_force_host_platform_device_count=4",
+            devices=4,
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(own),
