@@ -12,6 +12,8 @@ from flax import nnx
 from vadapt import adapters, remat
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
+from vadapt.losses import mask2former
+from vadapt.losses.segmentation import cross_entropy
 from vadapt.partition import EVERYTHING, Head, Partition, Statistic, flatten, mark, merge, split
 from vadapt.remat import rematerialise
 from vadapt.training.step import StepOptions, init_state, make_step
@@ -107,6 +109,42 @@ def test_accumulated_steps_are_the_same_steps():
     state, metrics = train(StepOptions(accumulate=4))
     close(state["trainable"], plain()[0]["trainable"], 1e-5)
     assert metrics["loss"] == pytest.approx(float(plain()[1]["loss"]), rel=1e-5)
+
+
+def pixels_loss(model, batch, key):
+    del key
+    scores = jnp.einsum("bhwc,ck->bhwk", batch["image"], model.head.kernel[:3])
+    masks = jnp.einsum("bhwc,ck->bkhw", batch["image"], model.head.kernel[3:6])[None]
+    classes = jnp.einsum("bhwc,cqk->bqk", batch["image"], model.head.kernel[6:].reshape(3, 10, -1))
+    few = mask2former.SETTINGS._replace(num_points=8)
+    points = mask2former.draw_points(jax.random.key(0), 1, 10, few)
+    points = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, len(scores), *x.shape[1:])), points)
+    terms = mask2former.mask2former_loss(
+        classes[None], masks, batch["mask"], points=points, settings=few
+    )
+    terms["loss_pixels"] = cross_entropy(scores, batch["mask"])
+    return sum(terms.values()), terms
+
+
+def test_micro_batches_weigh_what_is_labelled_in_them():
+    """One image is labelled whole, of the others a few pixels are, of one none."""
+    model = nnx.Dict(head=mark(nnx.Linear(39, 10, rngs=nnx.Rngs(0)), Head))
+    parts, optimizer = split(model), optax.sgd(0.1)
+    rng = np.random.default_rng(0)
+    mask = np.full((4, 8, 8), 255, np.int32)
+    mask[0] = rng.integers(0, 10, (8, 8))
+    mask[1, 0, :3], mask[2, 1, :5] = 1, (2, 2, 3, 4, 4)
+    batch = {"image": rng.normal(size=(4, 8, 8, 3)).astype(np.float32), "mask": mask}
+    found = []
+    for accumulate in (1, 2, 4):
+        options = StepOptions(accumulate=accumulate)
+        step = make_step(parts.graph, pixels_loss, optimizer, lambda _: 0.1, options, seed=0)
+        state, metrics = jax.jit(step)(parts.frozen, init_state(parts, optimizer, options), batch)
+        found.append((state["trainable"], metrics))
+    for trainable, metrics in found[1:]:
+        close(trainable, found[0][0], 1e-6)
+        for name, value in found[0][1].items():
+            assert metrics[name] == pytest.approx(float(value), rel=1e-5), name
 
 
 @pytest.mark.parametrize("policy", ["dots", "blocks"])

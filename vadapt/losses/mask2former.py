@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vadapt.errors import ConfigError
 from vadapt.kernels import bilinear
+from vadapt.micro_batches import batch_average
 from vadapt.sharding import over_batch
 
 Loss = dict[str, Float[Array, ""]]
@@ -100,14 +101,16 @@ def mask2former_loss(
     def cost(prediction: tuple[Array, Array, Array]) -> Array:
         return matching_cost(*prediction, labels, settings)
 
-    def terms(prediction: tuple[Array, Array, Array, Points]) -> Loss:
+    def sums(prediction: tuple[Array, Array, Array, Points]) -> Loss:
         classes, masks, queries, points = prediction
-        return layer_loss(classes, masks, labels, queries, present, points, settings)
+        return layer_sums(classes, masks, labels, queries, present, points, settings)
 
     costs = jax.lax.map(cost, jax.lax.stop_gradient((classes, masks, points.matching)))
     # Every device matches its own images: the loop of a match is as long as its longest.
     queries = over_batch(_match_all, jnp.moveaxis(costs, 0, 1), present).swapaxes(0, 1)
-    found = jax.lax.map(terms, (classes, masks, queries, points))
+    found = averages(
+        jax.lax.map(sums, (classes, masks, queries, points)), present, classes.shape[2], settings
+    )
     names = [f"d{i}." for i in range(depth - 1)] + [""]
     return {
         f"{name}{term}": values[i] for i, name in enumerate(names) for term, values in found.items()
@@ -182,7 +185,7 @@ def match(costs: Float[Array, "*b q k"], present: Bool[Array, "*b k"]) -> Int[Ar
     return found.reshape(*lead, num_classes).astype(jnp.int32)
 
 
-def layer_loss(
+def layer_sums(
     classes: Float[Array, "b q k1"],
     masks: Float[Array, "b q h w"],
     labels: Int[Array, "b H W"],
@@ -191,7 +194,7 @@ def layer_loss(
     points: Points,
     settings: Settings = SETTINGS,
 ) -> Loss:
-    """The terms of one prediction, weighted.
+    """The terms of one prediction, each summed over queries or masks; see `averages`.
 
     Args:
         queries: of each class, by `match`; of no meaning where a class is not present.
@@ -206,12 +209,32 @@ def layer_loss(
     shares = jax.nn.sigmoid(logits)
     overlap = 2.0 * (shares * targets).sum(axis=-1) + 1.0
     dice = 1.0 - overlap / (shares.sum(axis=-1) + targets.sum(axis=-1) + 1.0)
-    # An image without any class counts as one mask.
-    number = jnp.maximum(present.sum(axis=-1), 1).sum().astype(jnp.float32)
     return {
-        "loss_cls": settings.class_weight * _class_loss(classes, queries, present, settings),
-        "loss_mask": settings.mask_weight * jnp.where(present, entropy, 0.0).sum() / number,
-        "loss_dice": settings.dice_weight * jnp.where(present, dice, 0.0).sum() / number,
+        "loss_cls": _class_sum(classes, queries, present, settings),
+        "loss_mask": jnp.where(present, entropy, 0.0).sum(),
+        "loss_dice": jnp.where(present, dice, 0.0).sum(),
+    }
+
+
+def averages(
+    sums: dict[str, Float[Array, "*l"]],
+    present: Bool[Array, "b k"],
+    num_queries: int,
+    settings: Settings = SETTINGS,
+) -> dict[str, Float[Array, "*l"]]:
+    """The terms of predictions, weighted, from what `layer_sums` gives.
+
+    Masks are averaged over those of the batch, of which an image without any counts as one, and
+    classes over the weights of the batch's queries.
+    """
+    matched = jnp.minimum(present.sum(axis=-1), num_queries)  # all there are, or all queries
+    masks = jnp.maximum(matched, 1).sum()
+    found, rest = (x.sum().astype(jnp.float32) for x in (matched, num_queries - matched))
+    weights = found + settings.no_object * rest
+    return {
+        "loss_cls": settings.class_weight * batch_average(sums["loss_cls"], weights, least=0.0),
+        "loss_mask": settings.mask_weight * batch_average(sums["loss_mask"], masks),
+        "loss_dice": settings.dice_weight * batch_average(sums["loss_dice"], masks),
     }
 
 
@@ -228,7 +251,7 @@ def uncertain_points(
     return jnp.concatenate([taken, points.others], axis=2)
 
 
-def _class_loss(classes: Array, queries: Array, present: Array, settings: Settings) -> Array:
+def _class_sum(classes: Array, queries: Array, present: Array, settings: Settings) -> Array:
     """Cross entropy of all queries, "no object" for those without a mask."""
     num_queries, num_classes = classes.shape[1], classes.shape[2] - 1
     taken = queries[..., None] == jnp.arange(num_queries)[None, None]
@@ -236,4 +259,4 @@ def _class_loss(classes: Array, queries: Array, present: Array, settings: Settin
     targets = jnp.where(taken.any(axis=1), taken.argmax(axis=1), num_classes)
     weights = jnp.where(targets == num_classes, settings.no_object, 1.0)
     losses = optax.softmax_cross_entropy_with_integer_labels(classes, targets)
-    return (weights * losses).sum() / weights.sum()
+    return (weights * losses).sum()

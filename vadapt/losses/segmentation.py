@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from vadapt.data.label_maps import IGNORE
 from vadapt.errors import ShapeError
+from vadapt.micro_batches import batch_average
 
 
 def pixel_cross_entropy(
@@ -68,4 +69,4 @@ def cross_entropy(
         losses = losses * pixel_weights.astype(jnp.float32)
     if average_all:
         return losses.mean()
-    return losses.sum() / jnp.maximum(valid.sum().astype(jnp.float32), 1.0)
+    return batch_average(losses.sum(), valid.sum())

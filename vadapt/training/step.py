@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from vadapt.micro_batches import counted, counting
 from vadapt.partition import Partition, Tree, merge
 from vadapt.remat import rematerialise, scanned
 
@@ -26,7 +28,8 @@ class StepOptions:
     Args:
         compute_dtype: of activations and of the weights while they are used; "bfloat16" or
             "float32". What trains is kept, and updated, in float32.
-        accumulate: micro-batches a step; the gradient is their mean.
+        accumulate: micro-batches a step; the gradient is that of the whole batch, see
+            `vadapt.micro_batches`. Norms that take a batch's statistics take a micro-batch's.
         remat: what blocks keep for the backward pass, "none" (everything), "dots" or "blocks"; see
             `vadapt.remat.rematerialise`.
         scan: whether alike blocks in a row become one loop; see `vadapt.remat.scanned`.
@@ -82,12 +85,10 @@ def make_step(
         _, _, changed = nnx.split(model, nnx.Param, ...)
         return value.astype(jnp.float32), (metrics, nnx.to_pure_dict(changed))
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
-
     def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         (value, (metrics, variables)), grads = _accumulated(
-            gradient, state["trainable"], frozen, state["variables"], batch, key, options.accumulate
+            loss, state["trainable"], frozen, state["variables"], batch, key, options.accumulate
         )
         # optax multiplies integer counters with floats.
         with jax.numpy_dtype_promotion("standard"):
@@ -122,7 +123,7 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 
 def _accumulated(
-    gradient: Callable[..., Any],
+    loss: Callable[..., Any],
     trainable: Tree,
     frozen: Tree,
     variables: Tree,
@@ -131,6 +132,7 @@ def _accumulated(
     parts: int,
 ) -> Any:
     """Loss, metrics, statistics and gradients of a batch, in `parts` micro-batches."""
+    gradient = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         return gradient(trainable, frozen, variables, batch, key)
 
@@ -139,20 +141,24 @@ def _accumulated(
         name: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
         for name, x in batch.items()
     }
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(parts))
+
+    def count(item: Any) -> list[Array]:
+        with counting() as counts:
+            loss(trainable, frozen, variables, *item)
+        return counts  # of the data alone: the compiler drops the model
+
+    counts = [x.mean(axis=0) for x in jax.lax.map(count, (micro, keys))]
 
     def one(carry: Any, item: Any) -> Any:
         variables, sums = carry
-        number, images = item
-        result = gradient(trainable, frozen, variables, images, jax.random.fold_in(key, number))
-        (value, (metrics, variables)), grads = result
+        with counted(counts):
+            (value, (metrics, variables)), grads = gradient(trainable, frozen, variables, *item)
         return (variables, jax.tree.map(jnp.add, sums, ((value, metrics), grads))), None
 
-    first = jax.tree.map(lambda x: x[0], micro)
-    shapes = jax.eval_shape(gradient, trainable, frozen, variables, first, key)
+    first = jax.tree.map(lambda x: x[0], (micro, keys))
+    shapes = jax.eval_shape(gradient, trainable, frozen, variables, *first)
     (value, (metrics, _)), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    numbers = jnp.arange(parts)
-    (variables, sums), _ = jax.lax.scan(
-        one, (variables, ((value, metrics), grads)), (numbers, micro)
-    )
+    (variables, sums), _ = jax.lax.scan(one, (variables, ((value, metrics), grads)), (micro, keys))
     (value, metrics), grads = jax.tree.map(lambda x: x / parts, sums)
     return (value, (metrics, variables)), grads

@@ -1,0 +1,65 @@
+"""Averages over a batch that is computed in parts: a step says over how much, losses ask here.
+
+A loss that averages over labelled pixels, or over matched objects, divides by a number that differs
+from micro-batch to micro-batch. The mean of such means is not the mean over the batch: an image
+with eight labelled pixels would weigh as much as one with thousands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+_counted: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar(
+    "counted", default=None
+)
+_given: contextvars.ContextVar[Iterator[Array] | None] = contextvars.ContextVar(
+    "given", default=None
+)
+
+
+def batch_average(
+    total: Float[Array, "*n"], count: Shaped[Array, ""], *, least: float = 1.0
+) -> Float[Array, "*n"]:
+    """`total / count` of sums over the batch, where `count` is over the whole batch of a step.
+
+    Where a step computes a batch in micro-batches, the mean of their results is the sum of all
+    totals over the sum of all counts.
+
+    Args:
+        count: a function of the data, not of the model: it is found before the model runs. It is
+            not traced within a loop of the loss.
+        least: what the count is taken for where there is less.
+    """
+    count = count.astype(jnp.float32)
+    recorded, given = _counted.get(), _given.get()
+    if recorded is not None:
+        recorded.append(count)
+    if given is not None:
+        count = next(given)
+    return total / jnp.maximum(count, least)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[list[Array]]:
+    """Collects the counts of the averages that are traced inside, in their order."""
+    counts: list[Array] = []
+    token = _counted.set(counts)
+    try:
+        yield counts
+    finally:
+        _counted.reset(token)
+
+
+@contextlib.contextmanager
+def counted(counts: Sequence[Array]) -> Iterator[None]:
+    """Averages that are traced inside divide by these counts, in their order."""
+    token = _given.set(iter(counts))
+    try:
+        yield
+    finally:
+        _given.reset(token)
