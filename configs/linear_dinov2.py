@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.method = ConfigDict({"name": "spm", "hidden": 64, "steps": 3})
     if way == "full":
         config.trainable = "everything"
-        config.optimizer.rates = (("backbone/.*", 0.1),)
+        config.update(config.full)
     return config
 
 
@@ -55,6 +55,8 @@ def folders(size: str) -> ConfigDict:
     config.seed = 0
     config.trainable = "default"  # the head, and adapters if there are any
     config.baselines = False
+    # What is otherwise where everything trains, without a method, as for the baseline.
+    config.full = ConfigDict({"optimizer": {"rates": (("backbone/.*", 0.1),)}})
 
     config.data = data = ConfigDict()
     data.source = "segmentation"

@@ -120,14 +120,16 @@ def paper(backbone: str, way: str) -> ConfigDict:
     optimizer.undecayed = UNDECAYED
     config.eval.every = config.run.checkpoint_every = 4000
     config.eval.crop, config.eval.batch = (512, 512), 1
+    without_rein: dict[str, Any] = {"head": {"linked": False}}
+    if backbone == "clip_l":
+        without_rein["neck"] = {"name": "multi_level"}
+    config.full.update(without_rein)
     if way != "rein":
         config.method = ConfigDict({"name": "none"})
-        head.linked = False
-        if backbone == "clip_l":
-            config.neck = ConfigDict({"name": "multi_level"})
+        config.update(without_rein)
     if way == "full":
         config.trainable = "everything"
-        optimizer.rates = (("backbone/.*", 0.1),)
+        config.update(config.full)
     return config
 
 
@@ -143,6 +145,8 @@ def scenes(config: ConfigDict) -> None:
     if config.method.name == "rein":
         config.method.query_width = 64
     config.neck = ConfigDict({"name": "pyramid"})
+    if "neck" in config.full:
+        del config.full.neck
     small = {"width": 64, "outputs": 64, "depth": 3, "num_heads": 4, "hidden": 128}
     small |= {"encoder_depth": 1, "encoder_hidden": 128, "num_groups": 8}
     small["loss_points"] = 512

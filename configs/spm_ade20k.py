@@ -87,17 +87,18 @@ def common(backbone: str) -> ConfigDict:
 
 def trains(config: ConfigDict, way: str) -> None:
     """What trains beside the head, and how fast; the head at a tenth of the rate."""
-    slower = [(r"(head|neck)/.*", 0.1)]
+    slower = ((r"(head|neck)/.*", 0.1),)
     config.method = ConfigDict({"name": "none"})
+    config.full = ConfigDict({"optimizer": {"rates": (*slower, (r"backbone/.*", 0.01))}})
+    config.optimizer.rates = slower
     if way == "spm":
         config.method = ConfigDict({"name": "spm", "hidden": 64, "steps": 3, "loss_weight": 0.4})
     if way == "rein":
         config.method = ConfigDict({"name": "rein", "query_width": None})
-        slower.append((r"backbone/adapter/.*", 0.1))
+        config.optimizer.rates = (*slower, (r"backbone/adapter/.*", 0.1))
     if way == "full":
         config.trainable = "everything"
-        slower.append((r"backbone/.*", 0.01))
-    config.optimizer.rates = tuple(slower)
+        config.update(config.full)
 
 
 def scenes(config: ConfigDict) -> None:

@@ -11,7 +11,7 @@ Any setting can be changed on the command line, as in `--config.total_steps=500`
     compiled/             programs, for a quick restart; may be deleted
     adapter.safetensors   what was trained, to keep
     result.json           the numbers of the finished run
-    evaluation.json       the same numbers, of the newest checkpoint, from --mode=evaluate
+    evaluation.json       scores, each as soon as it is there; --mode=evaluate writes no other file
 
 Stopped by a signal (or killed), the same command goes on from the newest checkpoint.
 """

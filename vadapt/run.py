@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vadapt.errors import ConfigError
+from vadapt.errors import ConfigError, VadaptError
 from vadapt.tasks import make_task
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.loop import Outcome, fit
@@ -25,6 +25,7 @@ FREE = (
     "run.",
     "eval.",
     "baselines",
+    "full.",
     "data.path",
     "data.cache",
     "parallel.fsdp",
@@ -45,6 +46,9 @@ def run(
     devices: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """Trains (or goes on), evaluates, and writes `result.json`; returns its numbers.
+
+    The adapter is written as soon as it is trained, scores (`evaluation.json`) as they come: a
+    baseline that fails leaves both, and `result.json` without it.
 
     Args:
         mode: "train", "resume" (a checkpoint must exist) or "evaluate" (no training: scores the
@@ -75,20 +79,58 @@ def run(
     outcome = fit(task, config, workdir, stop_at=stop_at, devices=devices, checkpoints=checkpoints)
     if not outcome.finished:
         return {}
+    if not evaluating and jax.process_index() == 0:
+        with writing(workdir / "adapter.safetensors"):
+            _export(task, config, outcome, workdir / "adapter.safetensors")
     _say("scoring the model ...")
-    scores = {}
-    if getattr(task, "evaluates_initial", True):
-        scores["frozen"] = task.evaluate(outcome.initial)
-    same = "frozen" in scores and not outcome.steps
-    scores["adapted"] = scores["frozen"] if same else task.evaluate(outcome.model)
+    scores: dict[str, dict[str, float]] = {}
+    for name, values in _evaluations(task, outcome):
+        scores[name] = values
+        result = _numbers(outcome, scores, workdir)
+        _write_json(workdir / "evaluation.json", result)
+    failed = None
     if config.baselines and not evaluating:
-        _say("baseline: the same run, with everything trained")
-        baseline = full_training(config)
-        trained = fit(make_task(baseline), baseline, workdir / "full", devices=devices)
-        if not trained.finished:
-            return {}
-        scores["full"] = task.evaluate(trained.model)
-    result = {
+        try:
+            scores |= _baseline(config, workdir, devices)
+        except VadaptError as error:
+            failed = error  # what was trained before it is reported first
+        else:
+            if "full" not in scores:
+                return {}
+    result = _numbers(outcome, scores, workdir)
+    if not evaluating:
+        _write_json(workdir / "result.json", result)
+    _say(closing_table(scores, result, workdir))
+    if failed is not None:
+        raise failed
+    return result
+
+
+def _evaluations(task: Any, outcome: Outcome) -> Iterator[tuple[str, dict[str, float]]]:
+    """The scores of the model before training, where they say something, and after it."""
+    if not getattr(task, "evaluates_initial", True):
+        yield "adapted", task.evaluate(outcome.model)
+        return
+    initial = task.evaluate(outcome.initial)
+    yield "frozen", initial
+    yield "adapted", task.evaluate(outcome.model) if outcome.steps else initial
+
+
+def _baseline(
+    config: Config, workdir: Path, devices: Sequence[Any] | None
+) -> dict[str, dict[str, float]]:
+    """The scores of full training, or nothing if a signal stopped it."""
+    _say("baseline: the same run, with everything trained")
+    baseline = full_training(config)
+    task = make_task(baseline)
+    trained = fit(task, baseline, workdir / "full", devices=devices)
+    return {"full": task.evaluate(trained.model)} if trained.finished else {}
+
+
+def _numbers(
+    outcome: Outcome, scores: Mapping[str, Mapping[str, float]], workdir: Path
+) -> dict[str, float]:
+    return {
         "steps": outcome.steps,
         "trainable_parameters": outcome.trainable_parameters,
         "images_per_second": round(outcome.images_per_second, 1) or _former_rate(workdir),
@@ -96,22 +138,19 @@ def run(
             f"{key}/{who}": value for who, values in scores.items() for key, value in values.items()
         },
     }
-    if jax.process_index() == 0:
-        if not evaluating:
-            with writing(workdir / "adapter.safetensors"):
-                _export(task, config, outcome, workdir / "adapter.safetensors")
-        _write_json(workdir / ("evaluation.json" if evaluating else "result.json"), result)
-    _say(closing_table(scores, result, workdir))
-    return result
 
 
 def full_training(config: Config) -> Config:
-    """The same run without a method and with everything trained: what adapters are held against."""
+    """The same run without a method and with everything trained: what adapters are held against.
+
+    Where other settings belong to the method, the recipe's `config.full` says what they are then.
+    """
     config = without_cache(config)
     with config.unlocked():
         config.method = ConfigDict({"name": "none"})
+        config.optimizer.late = ()
+        config.update(config.get("full", {}))
     config.trainable = "everything"
-    config.optimizer.late = ()
     config.baselines = False
     return config
 
@@ -155,7 +194,7 @@ def claim(config: Config, workdir: Path, *, begun: bool, write: bool = True) -> 
                 + (f"\n  and {more} more" if more > 0 else "")
                 + "\nTake another --workdir, or the old settings to go on."
             )
-    if write and jax.process_index() == 0:
+    if write:
         _write_json(path, wanted)
 
 
@@ -225,6 +264,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
+    """Write it whole or not at all, by process 0."""
+    if jax.process_index() > 0:
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
