@@ -48,25 +48,29 @@ def load_task(workdir: Path) -> tuple[Any, Any]:
 
 
 def predict(workdir: str | Path, images: str | Path, out: str | Path) -> int:
-    """Labels and overlays of all images of a folder; returns how many there were.
+    """Labels and overlays of the images of a folder; returns how many there were.
+
+    Those that cannot be read are named in the log and left out.
 
     Raises:
         ConfigError: see `load_task`.
-        DataError: there is no image.
+        DataError: there is no image, or none that can be read.
     """
     from rich.progress import track
 
     from vadapt.data.segmentation_transforms import ResizeToFit
-    from vadapt.data.sources import Folder
+    from vadapt.data.sources import Folder, Guarded
     from vadapt.drawing import colour_mask, overlay, to_rgb
 
     out = Path(out)
     task, model = load_task(Path(workdir))
-    source = Folder(images)
+    source = Guarded(Folder(images), 1.0, evaluating=True)
     data, palette = task.config.data, task.palette
     rng = np.random.default_rng(0)
     for index in track(range(len(source)), "predicting"):
         image = source[index]["image"]
+        if source.is_corrupt(index):
+            continue
         record: dict[str, Any] = {"image": image}
         if data.test_longest:
             record = ResizeToFit(data.test_longest, data.test_shortest)(record, rng)
@@ -80,7 +84,7 @@ def predict(workdir: str | Path, images: str | Path, out: str | Path) -> int:
             path = out / folder / f"{name}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path, quality=92)
-    return len(source)
+    return len(source) - source.num_corrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

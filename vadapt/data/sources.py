@@ -207,21 +207,27 @@ class Guarded:
     Which element stands in for another depends on the two indices only, never on the order of
     reading: a resumed run sees what an uninterrupted one sees.
 
+    In evaluation such an element is left out (`is_corrupt`), so that its place is no score's.
+
     Args:
         source: whatever it raises while reading counts as an unreadable element, except DataError
             (a wrong configuration) and MemoryError, which pass.
         max_corrupt: the share of unreadable elements to put up with, 0..1. Any share above 0 allows
             one element at least, so that one broken file in a small folder stops no run.
+        evaluating: what the log says of an unreadable element: it is left out.
 
     Raises:
         DataError: on reading, when more elements than that are unreadable, or none is readable.
     """
 
-    def __init__(self, source: Source, max_corrupt: float | int = 0.01):
+    def __init__(
+        self, source: Source, max_corrupt: float | int = 0.01, *, evaluating: bool = False
+    ):
         if not 0 <= max_corrupt <= 1:
             raise ConfigError(f"max_corrupt is {max_corrupt}; it is a share, from 0 to 1")
         self.source = source
         self.max_corrupt = max_corrupt
+        self.fate = "it is left out" if evaluating else "another element takes its place"
         self.allowed = max(1, int(max_corrupt * len(source) + 1e-9)) if max_corrupt > 0 else 0
         self._corrupt: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -275,7 +281,7 @@ class Guarded:
             self._corrupt[index] = reason = f"{self.name(index)} ({_reason(error)})"
             count, length = len(self._corrupt), len(self)
             if count <= self.allowed:
-                _log.warning("cannot read %s; another element takes its place", reason)
+                _log.warning("cannot read %s; %s", reason, self.fate)
                 return
             first = "; ".join(list(self._corrupt.values())[:_NAMED_IN_ERROR])
         raise DataError(

@@ -197,7 +197,7 @@ def batches(
     _check_sharing(batch_size, process_index, process_count)
     if len(source) == 0:
         raise DataError("the source is empty: no record to evaluate")
-    guarded = Guarded(source, max_corrupt)
+    guarded = Guarded(source, max_corrupt, evaluating=True)
     length, num_batches = len(source), -(-len(source) // batch_size)
 
     def read(place: int) -> Batch:
@@ -211,6 +211,41 @@ def batches(
     rows = rows[first * share : num_batches * share]
     threads = _default_threads() if num_threads is None else num_threads
     iterator = _read_ahead(rows.map(read), share, threads, prefetch)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def readable(
+    source: Source,
+    transforms: Sequence[Transform],
+    indices: Sequence[int],
+    *,
+    seed: int = 0,
+    max_corrupt: float | int = 0.01,
+    fields: Sequence[str] | None = None,
+) -> Iterator[Batch]:
+    """The elements of these numbers in their order, read ahead by threads, for evaluation.
+
+    Unreadable ones are left out, and named in the log. Other arguments are `batches`'s.
+    """
+    import grain
+
+    guarded = Guarded(source, max_corrupt, evaluating=True)
+
+    def read(place: int) -> Batch | None:
+        index = indices[place]
+        record = guarded[index]
+        if guarded.is_corrupt(index):
+            return None  # which grain passes over
+        rng = np.random.default_rng((seed, index))
+        return select_fields(apply_all(transforms, record, rng), fields)
+
+    threads = min(_default_threads(), max(len(indices), 1))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    found: Any = grain.MapDataset.range(len(indices)).map(read).to_iter_dataset(options)
+    iterator = iter(found)
     try:
         yield from iterator
     finally:

@@ -20,6 +20,7 @@ from vadapt.data.multilabel import (
 )
 from vadapt.data.repeated import Repeated, balanced_counts
 from vadapt.data.scenes import SceneOptions
+from vadapt.data.sources import Guarded
 from vadapt.data.stream import Stream, batches, make_stream
 from vadapt.data.transforms import (
     HorizontalFlip,
@@ -149,7 +150,8 @@ def test_batches(data: Any, source: Any, batch_size: int) -> Iterator[dict[str, 
     """
     size = tuple(data.image_size)
     fit = ResizeCenterCrop(size, data.test_crop) if data.test_crop else Resize(size)
-    known = [name for name in ("image", "labels", "areas") if name in source[0]]
+    first = Guarded(source, data.max_corrupt, evaluating=True)[0]
+    known = [name for name in ("image", "labels", "areas") if name in first]
     return batches(
         source,
         [fit],

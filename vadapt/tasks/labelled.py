@@ -19,8 +19,8 @@ from vadapt.data.segmentation_transforms import (
     ResizeTo,
     ResizeToFit,
 )
-from vadapt.data.sources import Guarded, Joined, Record, Source
-from vadapt.data.stream import Stream, make_stream, select_fields, stack
+from vadapt.data.sources import Guarded, Joined, Source
+from vadapt.data.stream import Batch, Stream, make_stream, readable, select_fields, stack
 from vadapt.data.transforms import HorizontalFlip, Transform, apply_all
 from vadapt.errors import ConfigError, nearest
 from vadapt.tasks import inputs
@@ -154,20 +154,17 @@ def normalise(
 def test_batches(data: Any, source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """All elements once, this process's share: batches of one size, the last one filled up.
 
-    Images are resized to fit (`data.test_longest`, `data.test_shortest`; 0: as they are); labels
+    Images that cannot be read are left out, up to a share of `data.max_corrupt`. The others are
+    resized to fit (`data.test_longest`, `data.test_shortest`; 0: as they are); labels
     keep their size. "valid" is False for rows that fill a batch up.
     """
     mine = range(jax.process_index(), len(source), jax.process_count())
-    fit = (
-        ResizeToFit(data.test_longest, data.test_shortest, masks=False)
-        if data.test_longest
-        else None
-    )
-    rng = np.random.default_rng(0)
-    waiting: dict[Any, list[Record]] = {}
-    for index in mine:
-        record = dict(source[index])
-        record = record if fit is None else fit(record, rng)
+    transforms: list[Transform] = []
+    if data.test_longest:
+        transforms.append(ResizeToFit(data.test_longest, data.test_shortest, masks=False))
+    fields = ("image", "mask")
+    waiting: dict[Any, list[Batch]] = {}
+    for record in readable(source, transforms, mine, max_corrupt=data.max_corrupt, fields=fields):
         key = (record["image"].shape, record["mask"].shape)
         waiting.setdefault(key, []).append(record)
         if len(waiting[key]) == batch_size:
@@ -176,7 +173,7 @@ def test_batches(data: Any, source: Source, batch_size: int) -> Iterator[dict[st
         yield _batch(records, batch_size)
 
 
-def _batch(records: list[Record], size: int) -> dict[str, np.ndarray]:
+def _batch(records: list[Batch], size: int) -> dict[str, np.ndarray]:
     lacking = size - len(records)
     filled = records + [records[-1]] * lacking
     return {
