@@ -95,6 +95,11 @@ def test_fingerprints_follow_files_and_layout_and_not_the_folder(root, tmp_path_
     assert len({first, fingerprint(root, "few"), fingerprint(root, channels=1)}) == 3
     save_colours(copy / "truth/train/a_gt.png", [(0, 0, 0), (1, 2, 3)])
     assert fingerprint(copy) != first
+    shutil.rmtree(copy)
+    shutil.copytree(root, copy)
+    file = copy / "photos/train/c.jpg"  # corrected in place, at the size that it had
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert fingerprint(copy) != first
     text = (root / "dataset.yaml").read_text()
     (root / "dataset.yaml").write_text(text.replace("3: ignore", "3: 0"))
     assert fingerprint(root) != first

@@ -16,9 +16,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -115,12 +115,19 @@ class Segmentation:
         return str(self.path / self._pairs[index][1])
 
     def fingerprint(self) -> str:
-        """A hash of all files' names and sizes and of the layout, the same wherever they lie."""
+        """A hash of the layout and of all files' names and contents, the same wherever they lie.
+
+        It reads every file: labels that were corrected in place have the size that they had.
+        """
         digest = hashlib.sha256(f"{self.layout}{self.channels}{self.labelled}".encode())
-        for file in itertools.chain.from_iterable(self._pairs):
-            size = (self.path / file).stat().st_size if file else 0
-            digest.update(f"{file} {size}\n".encode())
+        files = [file for pair in self._pairs for file in pair]
+        with ThreadPoolExecutor() as pool:
+            for file, content in zip(files, pool.map(self._digest, files), strict=True):
+                digest.update(f"{file} {content}\n".encode())
         return digest.hexdigest()[:16]
+
+    def _digest(self, file: str) -> str:
+        return hashlib.sha256((self.path / file).read_bytes()).hexdigest() if file else ""
 
     def __getitem__(self, index: int) -> Record:
         image_file, mask_file = self._pairs[index]
