@@ -64,10 +64,16 @@ def test_default_trains_adapters_and_head_only(model):
         ("biases", lambda name: name.endswith("bias")),
         (r"backbone/blocks/1/.*", lambda name: name.startswith("backbone/blocks/1/")),
         (["biases", Head], lambda name: name.endswith("bias") or name.startswith("head")),
+        ("biases,head", lambda name: name.endswith("bias") or name.startswith("head")),
+        ("(biases, 'head')", lambda name: name.endswith("bias") or name.startswith("head")),
+        (r"(.*/bias|head/.*){1,2}", lambda name: name.endswith("bias") or name.startswith("head")),
         (Adapter, lambda name: "/adapter/" in name or "/gate/" in name),
         (lambda path, value: path[-1] == "cls_token", lambda name: name.endswith("cls_token")),
     ],
-    ids=["everything", "head", "biases", "pattern", "list", "type", "function"],
+    ids=[
+        *("everything", "head", "biases", "pattern", "list", "flag", "tuple", "braces"),
+        *("type", "function"),
+    ],
 )
 def test_filters_select_what_they_say(model, trainable, expected):
     parts = split(model, trainable)

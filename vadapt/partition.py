@@ -89,7 +89,8 @@ def split(model: nnx.Module, trainable: Trainable = DEFAULT) -> Partition:
     Args:
         trainable: what trains: variable types (`Adapter | Head`), a name out of "default",
             "everything", "head" and "biases", a regular expression for whole paths such as
-            "blocks/(10|11)/.*", a function of (path, variable), or a list of these (their union).
+            "blocks/(10|11)/.*", a function of (path, variable), or a list of these (their union),
+            which a string separates by commas: "biases,head".
 
     Raises:
         ConfigError: a pattern or a function selects nothing; lists the nearest paths.
@@ -163,6 +164,11 @@ def selector(model: nnx.Module, trainable: Trainable) -> Callable[[Path, Any], b
 
 
 def _by_name(model: nnx.Module, name: str) -> Callable[[Path, Any], bool]:
+    # As a tuple on the command line, too. Paths have no commas; in a pattern they count: x{1,3}.
+    listed = re.fullmatch(r"\((.*,.*)\)", name)
+    names = re.split(r",(?![^{]*\})", listed[1] if listed else name)
+    if len(names) > 1:
+        return selector(model, [part.strip(" '\"") for part in names if part.strip()])
     if name in NAMED:
         return selector(model, NAMED[name])
     pattern = re.compile(name)
