@@ -1,15 +1,18 @@
 """The optimizer's rules: schedule, decay, layer-wise rates, late starts."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+import vadapt
 from vadapt.errors import ConfigError
-from vadapt.partition import flatten
+from vadapt.partition import flatten, split
 from vadapt.training.optim import (
     layer_decay_scales,
     learning_rate,
@@ -105,6 +108,38 @@ def test_layer_decay_counts_from_the_last_block(tree):
     scaled, _ = run(make(tree, weight_decay=0.0, layer_decay=0.5), tree, 1)
     for path in plain:
         np.testing.assert_allclose(1 - scaled[path], (1 - plain[path]) * scales[path], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "expected"),
+    [
+        ("convnext_tiny", 18, {"stages/0/0/": 18, "stages/1/0/": 15, "downsamples/1/": 15,
+                               "stages/3/2/": 1, "downsamples/0/": 19, "norms/": 0}),
+        ("resnet50", 16, {"stages/0/2/": 14, "stages/3/0/": 3, "stem/": 17}),
+        ("vig_micro", 5, {"stages/1/0/": 4, "downsamples/0/": 4, "downsamples/2/": 1,
+                          "stages/3/0/": 1, "stem/": 6, "positions/": 6}),
+        ("sam_base", 12, {"blocks/11/": 1, "patch_embed/": 13, "pos_embed": 13, "neck/": 0}),
+        ("dinov2_small_reg", 12, {"blocks/0/": 12, "registers": 13, "norm/": 0}),
+    ],
+)  # fmt: skip
+def test_every_backbone_has_layers(name, depth, expected):
+    model = nnx.eval_shape(lambda: vadapt.create(name))
+    tree = {"backbone": split(model, "everything").trainable}
+    distances = {
+        path.removeprefix("backbone/"): round(-np.log2(scale))
+        for path, scale in flatten(layer_decay_scales(tree, 0.5)).items()
+    }
+    for prefix, distance in expected.items():
+        assert {d for path, d in distances.items() if path.startswith(prefix)} == {distance}
+    outside = [path for path, d in distances.items() if not d]
+    assert all(re.match("norm|neck", path) for path in outside)
+    assert set(distances.values()) - {0} == set(range(1, depth + 2))
+
+
+def test_layer_decay_without_a_trained_block_is_refused(tree):
+    del tree["backbone"]["blocks"]
+    with pytest.raises(ConfigError, match="no block of a backbone trains"):
+        layer_decay_scales(tree, 0.5)
 
 
 def test_late_leaves_start_as_if_they_had_just_been_added(tree):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,26 +113,64 @@ def learning_rate(config: Any, total_steps: int, batch_size: int) -> Schedule:
 def layer_decay_scales(trainable: Tree, decay: float) -> Tree:
     """A learning-rate factor for every leaf: decay^(depth - i) for block i of the backbone.
 
-    Patch and position embeddings and the class token count as before block 0 (decay^(depth + 1));
-    what is outside the backbone, and its final norm, keeps 1.
+    Blocks count through all stages of a backbone that has stages; what leads into a later stage
+    goes with its first block. What comes before block 0 (patches, positions, tokens, a stem) has
+    decay^(depth + 1); what is outside the backbone, and its final norms, keeps 1.
+
+    Raises:
+        ConfigError: no block of a backbone trains.
 
     Source: PAD's released code (`param_groups_lrd`); there embeddings are layer 0, block i is
     layer i + 1, and the exponent is depth + 1 minus the layer.
     """
     paths = [path_name(_keys(path)) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
-    numbers = [m.group(1) for p in paths if (m := re.match(r"backbone/blocks/(\d+)/", p))]
-    depth = max(map(int, numbers), default=-1) + 1
+    layers = _Layers.of(paths)
+    if not layers.depth:
+        raise ConfigError(
+            "config.optimizer.layer_decay: no block of a backbone trains, so that there is no "
+            "layer to count from; 1.0 is without"
+        )
 
     def scale(path: Any, _: Any) -> float:
-        name = path_name(_keys(path))
-        block = re.match(r"backbone/blocks/(\d+)/", name)
-        if block:
-            return decay ** (depth - int(block.group(1)))
-        if re.match(r"backbone/(patch_embed|cls_token|pos_embed)", name):
-            return decay ** (depth + 1)
-        return 1.0
+        return decay ** layers.distance(path_name(_keys(path)))
 
     return jax.tree_util.tree_map_with_path(scale, trainable)
+
+
+class _Layers(NamedTuple):
+    """Where the parts of a backbone stand among its blocks, by the paths of what trains."""
+
+    starts: tuple[int, ...]  # number of the first block of each stage, and that of all blocks
+    entered: int  # the stage that the first of `downsamples` leads into
+
+    @classmethod
+    def of(cls, paths: Sequence[str]) -> _Layers:
+        def most(pattern: str) -> int:
+            found = (re.match(f"backbone/{pattern}/", path) for path in paths)
+            return max((int(m[1]) + 1 for m in found if m), default=0)
+
+        stages, downsamples = most(r"stages/(\d+)/\d+"), most(r"downsamples/(\d+)")
+        numbers = [most(rf"stages/{stage}/(\d+)") for stage in range(stages)]
+        starts = itertools.accumulate(numbers or [most(r"blocks/(\d+)")], initial=0)
+        return cls(tuple(starts), stages - downsamples if downsamples else 0)
+
+    @property
+    def depth(self) -> int:
+        return self.starts[-1]
+
+    def distance(self, path: str) -> int:
+        """How many layers a part stands before what comes after all blocks, which is 0."""
+        if found := re.match(r"backbone/blocks/(\d+)/", path):
+            return self.depth - int(found[1])
+        if found := re.match(r"backbone/stages/(\d+)/(\d+)/", path):
+            return self.depth - self.starts[int(found[1])] - int(found[2])
+        if found := re.match(r"backbone/downsamples/(\d+)/", path):
+            stage = int(found[1]) + self.entered
+            return self.depth - self.starts[stage] + (stage == 0)
+        return self.depth + 1 if re.match(rf"backbone/({_BEFORE})\b", path) else 0
+
+
+_BEFORE = "patch_embed|cls_token|pos_embed|registers|first_norm|stem|positions"
 
 
 def decays(path: str, leaf: Any, *, by_layer: bool = False) -> bool:
