@@ -37,6 +37,10 @@ def spawn(*arguments):
         (["--config=configs/pad_mspi.py"], "no config file .*; nearest: 'configs/pad_msip.py'"),
         ([SCENES, "--config.total_steps=many"], "config.total_steps=many: .*expected int"),
         ([SCENES, "--config.data.image_size=64"], "image_size takes 2 values, .*=64,64"),
+        (
+            ["--config=configs/linear_dinov2.py", "--config.eval.crop=64"],
+            r"crop takes 2 values, .*=518,518, or \(\) for none; it was given \(64,\)",
+        ),
         ([SCENES, "--mode=tran"], r"--mode=tran: .*<train\|resume\|evaluate>"),
         ([SCENES, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ([SCENES, "x"], r"unexpected arguments \['x'\]"),
@@ -49,6 +53,23 @@ def test_a_wrong_command_line_is_answered_in_a_few_lines(tmp_path, arguments, me
     assert len(errors.splitlines()) <= 3
     assert re.search(message, errors)
     assert not (tmp_path / "run").exists()
+
+
+def test_help_on_a_recipe_is_its_words_and_its_settings():
+    said, _ = finish(spawn(SCENES, "--help"))
+    assert said.startswith("PAD on MSIP: a frozen MAE ViT learns infrared")
+    assert "--config.data.image_size=64,64\n" in said
+
+
+def test_tuples_may_have_any_length_and_the_settings_are_printed():
+    flags = ("eval.scales=(0.75,1.0,1.25)", "eval.crop=()", "task.layers=(2,5)")
+    command = ("--config=configs/linear_dinov2.py:scenes", *(f"--config.{flag}" for flag in flags))
+    said, _ = finish(spawn(*command, "--config.trainable=(biases,head)", "--print_config"))
+    settings = dict(line.removeprefix("--config.").split("=", 1) for line in said.splitlines())
+    assert settings["eval.scales"] == "0.75,1.0,1.25"
+    assert settings["eval.crop"] == "'()'"
+    assert settings["task.layers"] == "2,5"
+    assert settings["trainable"] == "'(biases,head)'"
 
 
 def test_missing_workdir_is_named():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,19 @@ DROP = flags.DEFINE_list(
     "drop", [], "Settings of the config to do without, such as method.fusion,method.scale."
 )
 
+PRINT = flags.DEFINE_boolean(
+    "print_config", False, "Print the settings that the other flags come to, and do nothing else."
+)
+# Settings of two numbers, by their last name; any other tuple may have any length.
+PAIRS = ("image_size", "crop_area", "crop", "stride")
+EMPTY_OR_PAIR = ("eval.crop", "eval.stride")
+
 
 def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
     """Reads the flags; what is wrong with them is said in a few lines and ends the program.
+
+    `--help` with a config prints what the recipe says and its settings, `--print_config` what the
+    flags come to; either ends the program, too.
 
     Args:
         required: flags without which there is nothing to do, besides --config.
@@ -30,11 +41,15 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
     """
     defaults: dict[str, Any] = {}
     try:
+        if name := _asked_about(argv):
+            print(help_of(name))
+            sys.exit(0)
         argv, added = split_options(argv)
         sys.argv = argv  # where ml_collections looks for overrides
         defaults = _check_overrides(argv)
         rest = flags.FLAGS(argv)
-        missing = [f"--{name}" for name in ("config", *required) if flags.FLAGS[name].value is None]
+        needed = ["config", *(() if PRINT.value else required)]
+        missing = [f"--{name}" for name in needed if flags.FLAGS[name].value is None]
         if missing:
             raise ConfigError(
                 f"{' and '.join(missing)} missing; expected "
@@ -42,8 +57,11 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
             )
         if len(rest) > 1:
             raise ConfigError(f"unexpected arguments {rest[1:]}; settings are --config.name=value")
-        _check_lengths(_leaves(CONFIG.value), defaults)
+        _check_pairs(_leaves(CONFIG.value), defaults)
         change(CONFIG.value, added, DROP.value)
+        if PRINT.value:
+            print("\n".join(_spoken(CONFIG.value)))
+            sys.exit(0)
         return rest
     except VadaptError as error:
         wrong = error
@@ -56,6 +74,38 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
         wrong = ConfigError(f"{error}{hint}")
     print_error(wrong)
     sys.exit(1)
+
+
+def help_of(name: str) -> str:
+    """What a recipe says of itself, and its settings as flags.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    settings = "\n".join(f"    {line}" for line in _spoken(load_config(name)))
+    words = ast.get_docstring(ast.parse(Path(name.partition(":")[0]).read_text(encoding="utf-8")))
+    return (
+        f"{words}\n\nSettings of {name}, all of which can be changed by such flags:\n\n{settings}"
+    )
+
+
+def _asked_about(argv: Sequence[str]) -> str:
+    """The config that somebody wants help on."""
+    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
+    asks = {"-h", "-help", "--help", "--helpshort", "--helpfull"} & {*argv}
+    return names[-1] if names and asks else ""
+
+
+def _spoken(config: ConfigDict) -> list[str]:
+    """Every setting as a flag, in the recipe's order."""
+    shown = []
+    for key, value in _leaves(config).items():
+        plain = (
+            isinstance(value, tuple) and value and all(isinstance(x, int | float) for x in value)
+        )
+        text = ",".join(map(str, value)) if plain else str(value)
+        shown.append(f"--config.{key}={shlex.quote(text) if text else text}")
+    return shown
 
 
 def load_config(name: str) -> ConfigDict:
@@ -161,16 +211,17 @@ def _check_overrides(argv: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _check_lengths(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
+def _check_pairs(settings: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Refuses `--config.data.image_size=64`, which the flags read as a tuple of one."""
     for key, value in settings.items():
-        default = defaults.get(key)
-        sized = isinstance(default, tuple) and all(isinstance(x, int | float) for x in default)
-        if sized and default and len(value) != len(default):
-            shown = ",".join(map(str, default))
+        if not isinstance(value, tuple) or key.rpartition(".")[2] not in PAIRS:
+            continue
+        if len(value) != 2 and not (key in EMPTY_OR_PAIR and not value):
+            more = ", or () for none" if key in EMPTY_OR_PAIR else ""
+            shown = ",".join(map(str, defaults.get(key) or (64, 64)))
             raise ConfigError(
-                f"config.{key} takes {len(default)} values, as in --config.{key}={shown}; "
-                f"it was given {value}"
+                f"config.{key} takes 2 values, as in --config.{key}={shown}{more}; it was given "
+                f"{value}"
             )
 
 

@@ -1,6 +1,7 @@
 """Trains, resumes or evaluates a config: `python -m vadapt.main --config=FILE[:ARG] --workdir=DIR`.
 
-Any setting can be changed on the command line, as in `--config.total_steps=500`. The workdir gets
+Any setting can be changed on the command line, as in `--config.total_steps=500`; `--help` with a
+config lists them all, `--print_config` shows what flags come to. The workdir gets
 
     config.json           the settings; a workdir of other settings is refused
     log.txt               what the terminal showed
