@@ -59,7 +59,8 @@ def config_of(size: Size) -> Any:
     config.data.augment = False
     config.task.layers = (size.layer,)
     config.run.log_every = max(size.steps // 8, 1)
-    config.eval.every, config.eval.num_pictures = 0, 1
+    config.eval.every = config.run.pictures_every = 0
+    config.eval.num_pictures = 1
     if size.backbone:
         config.model.backbone, config.model.weights = size.backbone, ""
         config.model.options = ConfigDict()

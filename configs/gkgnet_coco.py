@@ -22,6 +22,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
+from configs import parts
+
 SIDES = ("448", "576")
 SIZES = {"tiny": "pvig_ti", "small": "pvig_s"}
 IMAGES = 82_783  # of COCO's train2014
@@ -106,28 +108,12 @@ def coco(side: int, backbone: str) -> ConfigDict:
     optimizer.late = ()
     optimizer.rates = ()
 
-    config.parallel = parallel = ConfigDict()
-    parallel.fsdp = 1
-    parallel.frozen_dtype = "bfloat16"
-    parallel.step = ConfigDict()
-    parallel.step.compute_dtype = "bfloat16"
-    parallel.step.accumulate = 1
-    parallel.step.remat = "none"
-    parallel.step.scan = False  # over depth: compiles in half the time, takes more memory
-    parallel.step.ema = 0.0
+    config.parallel = parts.parallel()
 
-    config.eval = evaluation = ConfigDict()
-    evaluation.every = 1000  # steps between pictures
-    evaluation.num_pictures = 4
-    evaluation.batch = 32
-    evaluation.threshold = 0.5  # of a probability, from which on a label counts as predicted
+    # The threshold is of a probability, from which on a label counts as predicted.
+    config.eval = parts.evaluation(every=1000, batch=32, threshold=0.5)
 
-    config.run = run = ConfigDict()
-    run.log_every = 20
-    run.checkpoint_every = 1000
-    run.keep_last = 3
-    run.save_model = ""
-    run.wandb = False
+    config.run = parts.run()
     return config
 
 
@@ -166,6 +152,6 @@ def scenes(config: ConfigDict) -> None:
         config.task.layers = (1, 2, 3, 5)
     config.optimizer.base_lr = 1.6e-2
     config.optimizer.warmup_share, config.optimizer.drops = 0.1, (0.8, 0.95)
-    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
+    parts.float32(config)
     config.eval.batch = 64
-    config.eval.every = config.run.checkpoint_every = 500
+    parts.look_up_every(config, 500)

@@ -16,7 +16,7 @@ Arguments are those of configs/gkgnet_coco.py.
 
 from ml_collections import ConfigDict
 
-from configs import gkgnet_coco
+from configs import gkgnet_coco, parts
 
 IMAGES = 5011
 
@@ -34,5 +34,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.layout, config.data.split, config.data.num_labels = "voc2007", "trainval", 20
     config.data.balance = 0.0  # no label is in fewer than one of 100 images
     config.test = ConfigDict({"test": {"split": "test"}})
-    config.eval.every = config.run.checkpoint_every = 500
+    parts.look_up_every(config, 500)
     return config

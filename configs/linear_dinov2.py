@@ -21,6 +21,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
+from configs import parts
+
 SIZES = {"small": 12, "base": 12, "large": 24, "giant": 40}  # blocks
 WAYS = ("linear", "rein", "spm", "full")
 
@@ -104,30 +106,14 @@ def folders(size: str) -> ConfigDict:
     optimizer.late = ()
     optimizer.rates = ()
 
-    config.parallel = parallel = ConfigDict()
-    parallel.fsdp = 1
-    parallel.frozen_dtype = "bfloat16"
-    parallel.step = ConfigDict()
-    parallel.step.compute_dtype = "bfloat16"
-    parallel.step.accumulate = 1
-    parallel.step.remat = "none"
-    parallel.step.scan = False  # over depth: compiles in half the time, takes more memory
-    parallel.step.ema = 0.0
+    config.parallel = parts.parallel()
 
-    config.eval = evaluation = ConfigDict()
-    evaluation.every = 1000  # steps between pictures
-    evaluation.num_pictures = 4
-    evaluation.batch = 4
+    config.eval = evaluation = parts.evaluation(every=1000, batch=4)
     evaluation.crop, evaluation.stride = (518, 518), ()  # windows; (): images whole
     evaluation.windows = 4  # of an image at a time
     evaluation.scales, evaluation.flip = (1.0,), False
 
-    config.run = run = ConfigDict()
-    run.log_every = 20
-    run.checkpoint_every = 1000
-    run.keep_last = 3
-    run.save_model = ""
-    run.wandb = False
+    config.run = parts.run()
     return config
 
 
@@ -149,6 +135,6 @@ def scenes(config: ConfigDict) -> None:
     config.model.allow_unexpected = ("decoder/.*",)
     config.task.layers = (5,)
     config.optimizer.base_lr = 3.2e-2
-    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
+    parts.float32(config)
     config.eval.crop, config.eval.batch = (), 64
-    config.eval.every = config.run.checkpoint_every = 500
+    parts.look_up_every(config, 500)

@@ -25,5 +25,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.warmup_share = 0.05
     config.run.save_model = "float16"
     config.eval.probe_view = "visible"
-    config.eval.every = config.run.checkpoint_every = 1000
+    config.run.pictures_every = config.run.checkpoint_every = 1000
     return config

@@ -19,7 +19,7 @@ Arguments: those of `pad_soda`.
 
 from ml_collections import ConfigDict
 
-from configs import pad_soda
+from configs import pad_soda, parts
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -31,5 +31,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.path, config.data.layout = config.get_ref("root") + "/mfnet", "mfnet"
     config.test = ConfigDict({"val": {"split": "val"}, "test": {"split": "test"}})
     config.optimizer.warmup_share = 1000 / config.total_steps
-    config.eval.every, config.run.checkpoint_every = 700, 700
+    parts.look_up_every(config, 700)
     return config

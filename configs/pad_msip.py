@@ -28,6 +28,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
+from configs import parts
+
 EPOCH = 43  # steps of 4096 images in 178,756, the last incomplete batch dropped
 SIZES = ("small", "base", "large")
 
@@ -100,28 +102,16 @@ def paper(size: str) -> ConfigDict:
     # The gates start after epoch round(0.6 * 100); until then every scale is 0.5.
     optimizer.late = ((r"backbone/blocks/\d+/mlp/gate/proj/kernel", 0.61),)
 
-    config.parallel = parallel = ConfigDict()
-    parallel.fsdp = 1
-    parallel.frozen_dtype = "bfloat16"
-    parallel.step = ConfigDict()
-    parallel.step.compute_dtype = "bfloat16"
-    parallel.step.accumulate = 2  # what a v5e-16 needs, and faster there than remat: docs/plans.md
-    parallel.step.remat = "none"
-    parallel.step.scan = False  # over depth: compiles in half the time, takes more memory
-    parallel.step.ema = 0.0
+    config.parallel = parts.parallel()
+    # What a v5e-16 needs, and faster there than remat: docs/plans.md.
+    config.parallel.step.accumulate = 2
 
-    config.eval = evaluation = ConfigDict()
-    evaluation.every = 20 * EPOCH  # steps between pictures
-    evaluation.num_pictures = 6
-    evaluation.probe_scenes = 512  # 0: no linear probe
-    evaluation.probe_view = "thermal"
+    config.eval = parts.evaluation(num_pictures=6)
+    config.eval.probe_scenes = 512  # 0: no linear probe
+    config.eval.probe_view = "thermal"
 
-    config.run = run = ConfigDict()
-    run.log_every = 20
-    run.checkpoint_every = 5 * EPOCH
-    run.keep_last = 3
-    run.save_model = ""  # a dtype: also write every parameter to WORKDIR/model.safetensors
-    run.wandb = False
+    config.run = parts.run()
+    config.run.checkpoint_every, config.run.pictures_every = 5 * EPOCH, 20 * EPOCH
     return config
 
 
@@ -140,10 +130,9 @@ def scenes(config: ConfigDict) -> None:
     config.optimizer.base_lr = 1.6e-2
     config.optimizer.late = ()  # too few steps to wait for the gates
     config.optimizer.warmup_share = 0.1
-    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
+    parts.float32(config)
     config.parallel.step.accumulate = 1
-    config.eval.every = 300
-    config.run.checkpoint_every = 300
+    config.run.checkpoint_every = config.run.pictures_every = 300
 
 
 def pad(config: ConfigDict) -> None:

@@ -24,7 +24,7 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import linear_dinov2
+from configs import linear_dinov2, parts
 
 WAYS = ("pad", "plain")
 PYRAMID = (2, 1, 0, -1)  # doublings of the four maps: strides 4, 8, 16, 32
@@ -87,7 +87,7 @@ def paper(adapted: bool) -> ConfigDict:
     optimizer.warmup_share, optimizer.power = 1500 / config.total_steps, 1.0
     optimizer.weight_decay, optimizer.layer_decay = 0.05, 0.65
     optimizer.undecayed = r".*/(bias|scale|gamma)"  # class token and all tables decay
-    config.eval.every, config.run.checkpoint_every = 800, 800
+    parts.look_up_every(config, 800)
     config.eval.crop, config.eval.batch = (512, 512), 1
     return config
 

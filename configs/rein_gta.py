@@ -34,7 +34,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import linear_dinov2
+from configs import linear_dinov2, parts
 
 # Weights, options of the backbone, numbers of the tapped blocks.
 L24 = (7, 11, 15, 23)
@@ -118,7 +118,7 @@ def paper(backbone: str, way: str) -> ConfigDict:
     optimizer.warmup_share, optimizer.power = 0.0, 0.9
     optimizer.weight_decay = 0.05
     optimizer.undecayed = UNDECAYED
-    config.eval.every = config.run.checkpoint_every = 4000
+    parts.look_up_every(config, 4000)
     config.eval.crop, config.eval.batch = (512, 512), 1
     without_rein: dict[str, Any] = {"head": {"linked": False}}
     if backbone == "clip_l":

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import linear_dinov2
+from configs import linear_dinov2, parts
 
 # Backbone, weights, options, and what a head looks at: blocks that end stages, or stages.
 PATCH16 = {"patch_size": 16, "position_resize": "cubic"}
@@ -80,7 +80,7 @@ def common(backbone: str) -> ConfigDict:
     optimizer.warmup_share, optimizer.power = 1500 / config.total_steps, 1.0
     optimizer.weight_decay = 0.01
     optimizer.undecayed = UNDECAYED
-    config.eval.every = config.run.checkpoint_every = 8000
+    parts.look_up_every(config, 8000)
     config.eval.crop, config.eval.batch = (512, 512), 1
     return config
 

@@ -16,7 +16,7 @@ Arguments: those of `spm_ade20k`.
 
 from ml_collections import ConfigDict
 
-from configs import spm_ade20k
+from configs import parts, spm_ade20k
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -33,5 +33,5 @@ def get_config(arg: str = "") -> ConfigDict:
     data.test_longest, data.test_shortest = 2048, 1024
     config.optimizer.base_lr = 1e-3 * 256 / config.batch_size
     config.optimizer.warmup_share = 1500 / config.total_steps
-    config.eval.every = config.run.checkpoint_every = 4000
+    parts.look_up_every(config, 4000)
     return config

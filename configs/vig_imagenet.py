@@ -19,7 +19,7 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import gkgnet_coco
+from configs import gkgnet_coco, parts
 
 SIZES = ("ti", "s", "m", "b")
 IMAGES = 1_281_167
@@ -73,5 +73,5 @@ def scenes(config: ConfigDict) -> None:
     config.task.mixup = config.task.cutmix = 0.0
     config.optimizer.base_lr = 1.6e-2
     config.parallel.step.ema = 0.0
-    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
-    config.eval.every = config.run.checkpoint_every = 300
+    parts.float32(config)
+    parts.look_up_every(config, 300)

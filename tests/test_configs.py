@@ -9,9 +9,9 @@ from flax import nnx
 
 from tests.recipes import CONFIGS, DEAR, DISTINCT, assert_trains, config_of, shrunk
 from vadapt.partition import count, flatten, split
-from vadapt.run import run
+from vadapt.run import full_training, run
 from vadapt.tasks import make_task
-from vadapt.training.optim import decay_mask, rate_factors
+from vadapt.training.optim import decay_mask, make_optimizer, rate_factors
 
 # Paradigms of the paper besides the default one, each an argument of pad_msip, and what trains of
 # two blocks, with a decoder of one.
@@ -49,6 +49,31 @@ def test_every_config_with_a_dear_head_has_a_loss_on_scenes(name):
     assert len(found) > 1
     assert all(jnp.isfinite(value) for value in found.values()), found
     assert found["loss"] > 0
+
+
+WAYS = {"rein_gta": ["clip_l"], "spm_ade20k": ["rein"], "linear_dinov2": ["rein", "spm"]}
+
+
+@pytest.mark.usefixtures("two_blocks")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*((name, "") for name in DISTINCT), *((name, way) for name in WAYS for way in WAYS[name])],
+)
+def test_every_config_has_a_baseline(name, way):
+    """Everything trains, without the method: model, loss and optimizer can be made."""
+    config = full_training(shrunk(name, f"scenes,{way}".strip(",")))
+    task = make_task(config)
+    model = nnx.eval_shape(lambda: task.build(pretrained=False))
+    parts = split(model, config.trainable)
+    assert {path.split("/")[0] for path in flatten(parts.frozen)} <= {"teacher"}
+    make_optimizer(config.optimizer, parts.trainable, lambda _: 0.1, total_steps=9)
+    graph, state = nnx.split(model)
+
+    def loss(state, batch):
+        return task.loss(nnx.merge(graph, state), batch, jax.random.key(0))[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        assert jax.eval_shape(loss, state, task.batch_shapes()).shape == ()
 
 
 @pytest.mark.usefixtures("two_blocks")

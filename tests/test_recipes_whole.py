@@ -14,7 +14,10 @@ pytestmark = pytest.mark.plans
 
 @pytest.mark.parametrize("name", DEAR)
 def test_every_config_with_a_dear_head_trains_on_scenes(name, tmp_path):
-    assert_trains(shrunk(name, blocks=6), tmp_path)
+    config = shrunk(name, blocks=6)
+    config.baselines = True
+    assert_trains(config, tmp_path)
+    assert (tmp_path / "full" / "metrics.jsonl").exists()
 
 
 @pytest.mark.usefixtures("as_in_training")

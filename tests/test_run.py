@@ -33,7 +33,8 @@ def tiny(**changes):
     config.data.view = "visible"  # three channels, as files have: one step for both
     config.method.hidden, config.task.decoder_depth = 32, 1
     config.optimizer.base_lr = 4e-3
-    config.eval.probe_scenes, config.eval.every, config.eval.num_pictures = 16, 4, 2
+    config.eval.probe_scenes, config.eval.num_pictures = 16, 2
+    config.run.pictures_every = 4
     config.run.log_every, config.run.checkpoint_every = 1, 3
     for key, value in changes.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})

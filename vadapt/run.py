@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, VadaptError
 from vadapt.tasks import make_task
-from vadapt.training.checkpoint import Checkpoints
-from vadapt.training.loop import Outcome, fit
+from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.storage import writing
 from vadapt.weights.adapter_file import save_adapter, save_model
 
@@ -64,7 +63,7 @@ def run(
         TrainingError: a file cannot be written, or see `fit`.
     """
     workdir = Path(workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.run.keep_last)
+    checkpoints = open_checkpoints(config, workdir)
     latest = checkpoints.latest()
     if mode != "train" and latest is None:
         raise ConfigError(
@@ -203,7 +202,8 @@ def closing_table(
 ) -> str:
     """Describe what the run came to, for people."""
     names = list(scores)
-    metrics = list(next(iter(scores.values())))
+    # Of one class or label alone, as "val/iou/road": in `result.json`.
+    metrics = [name for name in next(iter(scores.values())) if name.count("/") < 2]
     lines = []
     if metrics:
         width = max(map(len, metrics))

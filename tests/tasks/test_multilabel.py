@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import gkgnet_coco, gkgnet_voc, vig_imagenet
+from configs import gkgnet_coco, gkgnet_voc, parts, vig_imagenet
 from vadapt.data.multilabel import SceneLabels
 from vadapt.errors import ConfigError
 from vadapt.metrics.multilabel import average_precision
@@ -65,7 +65,7 @@ def test_a_users_table_is_trained_on(tmp_path):
     data.source, data.layout, data.path, data.split = "labels", "table", str(tmp_path / "data"), ""
     data.num_labels, data.split = 0, "train"
     config.test = ConfigDict({"val": {"split": "val"}, "train": {"split": "train"}})
-    config.eval.every = config.run.checkpoint_every = 15
+    parts.look_up_every(config, 15)
     result = run(config, tmp_path / "run")
     chance = 100 * SceneLabels(64).targets.mean()
     assert result["train/mAP/adapted"] > chance + 10

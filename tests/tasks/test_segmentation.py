@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import linear_dinov2, pad_soda, spm_cityscapes
+from configs import linear_dinov2, pad_soda, parts, spm_cityscapes
 from tests import compiled
 from vadapt import adapters, models, predict
 from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
@@ -61,7 +61,7 @@ def folder_config(root):
     config.optimizer.base_lr = 0.3
     config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
     config.eval.crop, config.eval.batch, config.eval.windows = (48, 48), 2, 2
-    config.eval.every = config.run.checkpoint_every = 30
+    parts.look_up_every(config, 30)
     return config
 
 

@@ -236,7 +236,7 @@ def test_the_bar_shows_steps_and_stays_below_the_lines(tmp_path, capsys, monkeyp
 
 
 def test_an_inactive_log_does_nothing(tmp_path, capsys):
-    with make_log(tmp_path / "none", active=False, wandb=True) as log:
+    with make_log(tmp_path / "none", active=False, wandb={}) as log:
         log.text("a")
         log.metrics(1, {"loss": 1.0})
         log.image(1, "a", np.zeros((2, 2, 3), np.uint8))
@@ -248,7 +248,7 @@ def test_an_inactive_log_does_nothing(tmp_path, capsys):
 
 
 def test_wandb_gets_everything_and_a_resumed_run_goes_on(tmp_path, fake_wandb):
-    settings = {"wandb": True, "wandb_project": "p", "run_name": "r", "config": {"a": 1}}
+    settings = {"wandb": {"project": "p", "name": "r", "entity": ""}, "config": {"a": 1}}
     with make_log(tmp_path, **settings) as log:
         log.metrics(1, {"loss": 0.5})
         log.image(1, "out", np.zeros((2, 3, 3), np.uint8))
@@ -265,5 +265,5 @@ def test_wandb_gets_everything_and_a_resumed_run_goes_on(tmp_path, fake_wandb):
 def test_missing_wandb_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
-        make_log(tmp_path, wandb=True)
+        make_log(tmp_path, wandb={})
     assert logging.getLogger("vadapt").handlers == []

@@ -36,6 +36,7 @@ def toy_config(**changes):
     config.parallel.step.update({"remat": "none", "ema": 0.0})
     config.eval = {"every": 0}
     config.run = {"log_every": 2, "checkpoint_every": 4, "keep_last": 3, "wandb": False}
+    config.run.pictures_every = 0
     config.update(changes)
     return config
 

@@ -57,12 +57,17 @@ def training_source(config: Any) -> Source:
 
 
 def data_sets(config: Any, kind: str) -> dict[str, ConfigDict]:
-    """For each name in `config.train` or `config.test` ("kind") the fields of `config.data`,
-    changed as it says."""
+    """The fields of `config.data` for each name in `config.train`, `config.validation` or
+    `config.test` ("kind"), changed as it says."""
     return {
         name: ConfigDict({**config.data.to_dict(), **changes.to_dict()})
         for name, changes in config.get(kind, {}).items()
     }
+
+
+def evaluation_sets(config: Any, on: str) -> dict[str, ConfigDict]:
+    """The data sets to evaluate "test" or "validation" on; the former where there are no latter."""
+    return data_sets(config, on) or data_sets(config, "test")
 
 
 def classes_of(data: Any, source: Any) -> tuple[str, ...]:

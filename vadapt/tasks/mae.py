@@ -170,8 +170,11 @@ class MAETask:
         noise = jax.random.uniform(key, (images.shape[0], num_patches))
         return random_masking(noise, self.config.task.mask_ratio)
 
-    def evaluate(self, model: MaskedAutoencoder) -> dict[str, float]:
-        """Scores of the backbone: a linear probe on labelled scenes, if the config asks for it."""
+    def evaluate(self, model: MaskedAutoencoder, on: str = "test") -> dict[str, float]:
+        """Scores of the backbone: a linear probe on labelled scenes, if the config asks for it.
+
+        They are the same scenes, whatever they are evaluated for.
+        """
         return {} if self.probe is None else self.probe(model.backbone)
 
     def export(self, model: MaskedAutoencoder) -> nnx.Module:

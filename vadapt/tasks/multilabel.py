@@ -19,10 +19,10 @@ from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
 from vadapt.errors import ConfigError
 from vadapt.heads import label_head
 from vadapt.losses.multilabel import label_losses
-from vadapt.metrics.multilabel import Answers, label_scores
+from vadapt.metrics.multilabel import Answers, average_precision, label_scores
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.tasks import image_labels, inputs
-from vadapt.tasks.labelled import data_sets, with_progress
+from vadapt.tasks.labelled import evaluation_sets, with_progress
 
 
 class Recogniser(nnx.Module):
@@ -150,10 +150,13 @@ class MultilabelTask:
         """Images as the model sees them."""
         return inputs.normalise(images, self.config.data.mean, self.config.data.std)
 
-    def evaluate(self, model: Recogniser) -> dict[str, float]:
-        """The scores of every test set in percent, "val/mAP" and so on: see `scores_of`."""
+    def evaluate(self, model: Recogniser, on: str = "test") -> dict[str, float]:
+        """The scores of every test set in percent, "val/mAP" and so on: see `scores_of`.
+
+        "validation" takes the sets of `config.validation` if there are any.
+        """
         scores = {}
-        for name, data in data_sets(self.config, "test").items():
+        for name, data in evaluation_sets(self.config, on).items():
             answers = self.answers(model, data, f"testing on {name}")
             scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
         return scores
@@ -173,12 +176,17 @@ class MultilabelTask:
     def scores_of(self, answers: Answers) -> dict[str, float]:
         """Average precision, and precision and recall at a probability of `eval.threshold`.
 
-        Of the best three labels only the F1: see `vadapt.metrics.multilabel.label_scores`.
+        Of the best three labels only the F1: see `vadapt.metrics.multilabel.label_scores`. And the
+        average precision of every label, as "AP/dog".
         """
         logits, targets, areas = answers.rows()
         probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 would tie at 1
         scores = label_scores(probabilities, targets, areas, threshold=self.config.eval.threshold)
-        return {name: x for name, x in scores.items() if "_top" not in name or "F1" in name}
+        found = {name: x for name, x in scores.items() if "_top" not in name or "F1" in name}
+        each = 100 * average_precision(probabilities, targets)
+        return found | {
+            f"AP/{label}": float(x) for label, x in zip(self.classes, each, strict=True)
+        }
 
     def export(self, model: Recogniser) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""

@@ -18,7 +18,7 @@ from vadapt import models
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
-from vadapt.metrics.segmentation import Confusion, domain_scores
+from vadapt.metrics.segmentation import Confusion, domain_scores, iou_per_class
 from vadapt.necks import make_neck
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.hooks import hook_losses
@@ -174,12 +174,16 @@ class SegmentationTask:
             module.eval()
         return sum(terms.values(), jnp.zeros(())), terms
 
-    def evaluate(self, model: Segmenter) -> dict[str, float]:
-        """mIoU, mean class accuracy and pixel accuracy of every test set, in percent."""
+    def evaluate(self, model: Segmenter, on: str = "test") -> dict[str, float]:
+        """mIoU, mean class accuracy and pixel accuracy of every test set, in percent.
+
+        And the IoU of every class that is there, as "val/iou/road". "validation" takes the sets of
+        `config.validation` if there are any.
+        """
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
         matrices = {}
-        for name, data in labelled.data_sets(self.config, "test").items():
+        for name, data in labelled.evaluation_sets(self.config, on).items():
             matrix = Confusion.empty(len(self.classes))
             batches = labelled.test_batches(
                 data, labelled.make_source(data), self.config.eval.batch
@@ -191,7 +195,13 @@ class SegmentationTask:
                 .reshape(-1, *matrix.low.shape)
                 .sum(axis=0)
             )
-        return domain_scores(matrices)
+        classes = {
+            f"{name}/iou/{label}": 100 * float(iou)
+            for name, matrix in matrices.items()
+            for label, iou in zip(self.classes, iou_per_class(matrix), strict=True)
+            if not np.isnan(iou)
+        }
+        return domain_scores(matrices) | classes
 
     def export(self, model: Segmenter) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""

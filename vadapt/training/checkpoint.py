@@ -245,7 +245,8 @@ class Checkpoints:
             )
         return math.nan
 
-    def _score(self, step: int) -> float:
+    def score(self, step: int) -> float:
+        """The `best_metric` that a checkpoint was saved with; NaN without one."""
         if step not in self._scores:
             from etils import epath
 
@@ -259,7 +260,7 @@ class Checkpoints:
 
     def _best_of(self, steps: Sequence[int]) -> int | None:
         sign = -1.0 if self.best_mode == "min" else 1.0
-        scored = [(sign * self._score(step), step) for step in steps]
+        scored = [(sign * self.score(step), step) for step in steps]
         return max((pair for pair in scored if math.isfinite(pair[0])), default=(0.0, None))[1]
 
     def _warn(self, step: int, failure: str) -> None:

@@ -39,7 +39,8 @@ class RunLog:
         images_per_step: over all processes; for images/s.
         start_step: where a resumed run goes on; what an interrupted one has written to
             `metrics.jsonl` and TensorBoard after that step is dropped.
-        wandb: log to Weights & Biases, too; a resumed run continues the same W&B run.
+        wandb: log to Weights & Biases, too, with these arguments of `wandb.init` (project, name,
+            entity; "" leaves one to W&B); a resumed run continues the same W&B run.
         config: shown by W&B.
         progress: a bar (True) or plain lines (False); by default a bar on a terminal.
         active: False in all processes but the first, where every method does nothing.
@@ -59,9 +60,7 @@ class RunLog:
         total_steps: int,
         images_per_step: int,
         start_step: int = 0,
-        wandb: bool = False,
-        wandb_project: str = "vadapt",
-        run_name: str | None = None,
+        wandb: Mapping[str, str] | None = None,
         config: dict[str, Any] | None = None,
         progress: bool | None = None,
         active: bool = True,
@@ -83,8 +82,8 @@ class RunLog:
         self._show_bar = progress
         with writing(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
-        if wandb:
-            self._wandb = _open_wandb(self.workdir, wandb_project, run_name, config)
+        if wandb is not None:
+            self._wandb = _open_wandb(self.workdir, wandb, config)
         dropped = _drop_later(self.workdir / "metrics.jsonl", start_step)
         self._handler = _attach(self)
         if dropped:
@@ -296,9 +295,7 @@ def _drop_later(path: Path, start_step: int) -> int:
     return dropped
 
 
-def _open_wandb(
-    workdir: Path, project: str, run_name: str | None, config: dict[str, Any] | None
-) -> Any:
+def _open_wandb(workdir: Path, settings: Mapping[str, str], config: dict[str, Any] | None) -> Any:
     try:
         wandb = importlib.import_module("wandb")  # no dependency, so type checkers lack it
     except ImportError as error:
@@ -308,8 +305,7 @@ def _open_wandb(
     id_file = workdir / "wandb_id.txt"
     run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
     run = wandb.init(
-        project=project,
-        name=run_name,
+        **{name: value for name, value in settings.items() if value},
         config=config,
         dir=str(workdir),
         id=run_id,

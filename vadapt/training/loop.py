@@ -17,6 +17,7 @@ from vadapt import sharding
 from vadapt.errors import ConfigError, TrainingError
 from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
 from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.evaluation import Evaluations, best_of
 from vadapt.training.interrupt import StopSignal, partners
 from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program
@@ -88,7 +89,7 @@ def fit(
     _check(config, mesh.size)
     workdir = Path(workdir)
     if checkpoints is None:
-        checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.run.keep_last)
+        checkpoints = open_checkpoints(config, workdir)
     with contextlib.ExitStack() as opened:
         opened.enter_context(partners())
         stop = opened.enter_context(StopSignal())
@@ -99,7 +100,7 @@ def fit(
             images_per_step=config.batch_size,
             # To evaluate is no reason to drop lines, perhaps of a run that is still going on.
             start_step=config.total_steps if stop_at is not None else checkpoints.latest() or 0,
-            wandb=config.run.wandb and stop_at is None,
+            wandb=_wandb(config) if stop_at is None else None,
             config=config.to_dict(),
             active=jax.process_index() == 0,
         )
@@ -115,36 +116,58 @@ def fit(
         return _loop(session, _prepare(session), last)
 
 
+def _wandb(config: Any) -> dict[str, str] | None:
+    if not config.run.wandb:
+        return None
+    given = {name: config.run.get(f"wandb_{name}", "") for name in ("project", "name", "entity")}
+    return {**given, "project": given["project"] or "vadapt"}
+
+
+def open_checkpoints(config: Any, workdir: Path) -> Checkpoints:
+    """The checkpoints of a workdir, by `config.run.keep_last` and what `config.eval` calls best."""
+    metric, mode = best_of(config)
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep_last=config.run.keep_last,
+        best_metric=metric,
+        best_mode=mode,
+    )
+
+
 def _loop(session: Session, run: Run, last: int) -> Outcome:
     task, config, mesh, stream, example, checkpoints, log, stop, *_ = session
     state = run.state
     start = done = int(state["step"])
+    evaluations = Evaluations(config, checkpoints)
     step = _compile(session, run) if start < last else run.program.step
     watch, seconds = Watch(checkpoints), 0.0
-
-    def model(trainable: Tree) -> Any:
-        trees = (trainable, run.frozen, state["variables"])
-        return merge(run.graph, *(_whole(tree, mesh) for tree in trees))
+    scores: dict[str, float] = {}
+    draw_every = config.run.get("pictures_every", 0)
 
     def save() -> None:
         tree = {"state": state, "position": stream.position}
-        checkpoints.save(done, tree, metrics={"loss": watch.mean_loss()})
+        best = (
+            {evaluations.best: scores.get(evaluations.best, math.nan)} if evaluations.best else {}
+        )
+        checkpoints.save(done, tree, metrics={"loss": watch.mean_loss(), **best})
 
     def draw() -> None:
-        pictures = task.pictures(model(state.get("ema", state["trainable"])), example)
-        for name, image in pictures.items():
+        for name, image in task.pictures(_model(run, state, mesh), example).items():
             log.image(done, name, image)
 
-    while done < last and not stop.requested(done):
+    while done < last and not stop.requested(done) and not evaluations.over(done):
         began = time.perf_counter()
         batch = sharding.place_batch(next(stream), mesh)
         state, metrics = step(run.frozen, state, batch)
         done += 1
         watch.add(done, metrics)
         logs = done % config.run.log_every == 0 or done == last
-        saves = done % config.run.checkpoint_every == 0 and done < last
-        draws = config.eval.every and done % config.eval.every == 0 and done < last
-        values = watch.read() if logs or saves or done == start + 1 else {}
+        evaluates = evaluations.due(done, last)
+        saves = done < last and (
+            done % config.run.checkpoint_every == 0 or (evaluates and bool(evaluations.best))
+        )
+        draws = draw_every and done % draw_every == 0 and done < last
+        values = watch.read() if logs or saves or evaluates or done == start + 1 else {}
         seconds += time.perf_counter() - began
 
         if done == start + 1:
@@ -153,6 +176,11 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
             log.metrics(done, values)
         if logs or done == start + 1:  # the bar and its clock start with the first step
             log.progress(done, {"loss": values["loss"]})
+        scores = {}
+        if evaluates:
+            scores = task.evaluate(_model(run, state, mesh), on="validation")
+            log.metrics(done, scores)
+            log.text(evaluations.add(done, scores))
         if saves:
             save()
         if draws:
@@ -162,18 +190,35 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
     if done > start:
         save()
         checkpoints.wait()
-    if done >= last:
+    finished = done >= last or evaluations.over(done)
+    if finished:
         draw()
     else:
         log.text(_stopped(start, done))
+    initial = {**state, "trainable": run.initial, "ema": run.initial}
     return Outcome(
-        initial=model(run.initial),
-        model=model(state.get("ema", state["trainable"])),
+        initial=_model(run, initial, mesh),
+        model=_model(run, _best(session, run, state, evaluations.best_step), mesh),
         steps=done,
         images_per_second=(done - start) * config.batch_size / max(seconds, 1e-9),
         trainable_parameters=count(run.initial),
-        finished=done >= last,
+        finished=finished,
     )
+
+
+def _model(run: Run, state: State, mesh: Any) -> Any:
+    """The model of a state, its moving average if there is one, as each process can use it."""
+    trees = (state.get("ema", state["trainable"]), run.frozen, state["variables"])
+    return merge(run.graph, *(_whole(tree, mesh) for tree in trees))
+
+
+def _best(session: Session, run: Run, state: State, step: int | None) -> State:
+    """The state of the best checkpoint, if one counts as such and is not this one."""
+    if step is None or step == int(state["step"]):
+        return state
+    restored = session.checkpoints.restore({"state": run.program.state, "position": 0}, step)
+    session.log.text(f"the best checkpoint counts: that of step {step}")
+    return restored["state"]
 
 
 class Watch:
