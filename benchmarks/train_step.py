@@ -104,7 +104,7 @@ def vadapt_training(job: Job, paradigm: str) -> Training:
         task.backbone_options = {**task.backbone_options, "depth": job.depth}
     parts = split(task.build(), config.trainable)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    program = make_program(parts, task.loss, config, mesh)
+    program = make_program(parts, task, config, mesh)
     whole = sharding.replicated(mesh)
     frozen = jax.device_put(cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype)), whole)
     begin = jax.jit(program.begin, out_shardings=program.shardings)

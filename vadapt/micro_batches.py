@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Shaped
 _counted: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar(
     "counted", default=None
 )
-_given: contextvars.ContextVar[Iterator[Array] | None] = contextvars.ContextVar(
+# Of the whole batch, in how many parts.
+_given: contextvars.ContextVar[tuple[Iterator[Array], int] | None] = contextvars.ContextVar(
     "given", default=None
 )
 
@@ -33,15 +34,16 @@ def batch_average(
     Args:
         count: a function of the data, not of the model: it is found before the model runs. It is
             not traced within a loop of the loss.
-        least: what the count is taken for where there is less.
+        least: what the batch's count is taken for where there is less.
     """
     count = count.astype(jnp.float32)
     recorded, given = _counted.get(), _given.get()
     if recorded is not None:
         recorded.append(count)
-    if given is not None:
-        count = next(given)
-    return total / jnp.maximum(count, least)
+    if given is None:
+        return total / jnp.maximum(count, least)
+    whole, parts = given
+    return total / (jnp.maximum(next(whole), least) / parts)
 
 
 @contextlib.contextmanager
@@ -56,9 +58,13 @@ def counting() -> Iterator[list[Array]]:
 
 
 @contextlib.contextmanager
-def counted(counts: Sequence[Array]) -> Iterator[None]:
-    """Averages that are traced inside divide by these counts, in their order."""
-    token = _given.set(iter(counts))
+def counted(counts: Sequence[Array], parts: int) -> Iterator[None]:
+    """Averages that are traced inside are of one of `parts` micro-batches.
+
+    Args:
+        counts: of the whole batch, in the order of the averages.
+    """
+    token = _given.set((iter(counts), parts))
     try:
         yield
     finally:

@@ -114,7 +114,7 @@ def merge(graph: Any, trainable: Tree, frozen: Tree, state: Tree) -> Any:
     return nnx.merge(graph, trainable, frozen, state)
 
 
-def mark(module: Any, kind: type[nnx.Param]) -> Any:
+def mark(module: Any, kind: type[nnx.Variable]) -> Any:
     """Gives every parameter of a module the role `kind`, in place; returns the module.
 
     >>> head = mark(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), Head)
@@ -143,6 +143,37 @@ def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """A nested dict as {path name: leaf}."""
     return dict(_walk(tree, prefix))
+
+
+def choose(tree: Mapping[Any, Any], keep: Callable[[str], bool], prefix: str = "") -> Tree:
+    """The part of a nested dict whose path names a function keeps.
+
+    >>> choose({"a": {"b": 1, "c": 2}, "d": 3}, lambda path: path != "a/b")
+    {'a': {'c': 2}, 'd': 3}
+    """
+    found: Tree = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            if inner := choose(value, keep, f"{prefix}{key}/"):
+                found[key] = inner
+        elif keep(f"{prefix}{key}"):
+            found[key] = value
+    return found
+
+
+def join(tree: Mapping[Any, Any], other: Mapping[Any, Any]) -> Tree:
+    """Two nested dicts in one; what both have is the second one's.
+
+    >>> join({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4})
+    {'a': {'b': 1, 'c': 3}, 'd': 4}
+    """
+    found = dict(tree)
+    for key, value in other.items():
+        old = found.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = join(old, value)
+        found[key] = value
+    return found
 
 
 def count(tree: Any) -> int:

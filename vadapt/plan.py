@@ -101,7 +101,7 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     config.batch_size = shared_batch(config, mesh.size)
     task = make_task(config)
     parts = split(nnx.eval_shape(lambda: task.build(pretrained=False)), config.trainable)
-    program = make_program(parts, task.loss, config, mesh)
+    program = make_program(parts, task, config, mesh)
     return program.trace(task.batch_shapes()), program
 
 

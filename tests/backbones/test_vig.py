@@ -19,7 +19,7 @@ from vadapt.heads.vig_classifier import ViGClassifier
 from vadapt.kernels.position_bias import PositionBias
 from vadapt.nn.positions import resize_table
 from vadapt.partition import count, flatten, merge, split
-from vadapt.training.step import StepOptions, init_state, make_step
+from vadapt.training.step import StepOptions, init_state, make_step, single
 
 SMALL = {
     "widths": (8, 8),
@@ -202,8 +202,9 @@ def stepped(model, trainable):
     def loss(model, batch, key):
         return jnp.mean(jnp.sin(3 * model(batch["image"], key=key))), {}
 
-    step = make_step(parts.graph, loss, optimizer, lambda _: 0.1, StepOptions(), seed=0)
-    state = init_state(parts, optimizer, StepOptions())
+    learners = single(loss, optimizer, lambda _: 0.1)
+    step = make_step(parts.graph, learners, StepOptions(), seed=0)
+    state = init_state(parts, learners, StepOptions())
     after, _ = jax.jit(step)(parts.frozen, state, {"image": pixels(2, 32, 32)})
     return state, after
 

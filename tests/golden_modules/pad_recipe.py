@@ -14,7 +14,7 @@ from vadapt.nn.positions import relative_position_index
 from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.mae import MaskedAutoencoder, random_masking
 from vadapt.training.optim import decays, layer_decay_scales, make_optimizer, warmup_cosine
-from vadapt.training.step import StepOptions, init_state, make_step
+from vadapt.training.step import StepOptions, init_state, make_step, single
 from vadapt.weights.families.mae import MAE
 from vadapt.weights.tables import revert
 
@@ -64,8 +64,9 @@ def training_steps(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
 
     optimizer = make_optimizer(settings, parts.trainable, schedule, total_steps=steps)
     options = StepOptions()
-    step = jax.jit(make_step(parts.graph, loss, optimizer, schedule, options, seed=0))
-    state = init_state(parts, optimizer, options)
+    learners = single(loss, optimizer, schedule)
+    step = jax.jit(make_step(parts.graph, learners, options, seed=0))
+    state = init_state(parts, learners, options)
     images, log = nhwc(inputs["imgs"]), []
     for noise in inputs["noise"]:
         state, metrics = step(parts.frozen, state, {"images": images, "noise": noise})

@@ -15,7 +15,7 @@ from vadapt.losses.features import cosine_distance
 from vadapt.partition import Frozen, count, flatten, merge, split
 from vadapt.tasks import make_task
 from vadapt.tasks.milan import MILANTask, semantic_masking
-from vadapt.training.step import StepOptions, init_state, make_step
+from vadapt.training.step import StepOptions, init_state, make_step, single
 from vadapt.weights.adapter_file import save_model
 from vadapt.weights.files import read_arrays
 
@@ -124,8 +124,9 @@ def test_adapters_leave_the_model_as_it_was_until_they_train(task, model, batch)
 
 def step_and_state(task, parts, options):
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
-    step = make_step(parts.graph, task.loss, optimizer, lambda _: 1e-2, options, seed=0)
-    return step, init_state(parts, optimizer, options)
+    learners = single(task.loss, optimizer, lambda _: 1e-2)
+    step = make_step(parts.graph, learners, options, seed=0)
+    return step, init_state(parts, learners, options)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from vadapt.losses import mask2former
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.partition import EVERYTHING, Head, Partition, Statistic, flatten, mark, merge, split
 from vadapt.remat import rematerialise
-from vadapt.training.step import StepOptions, init_state, make_step
+from vadapt.training.step import StepOptions, init_state, make_step, single
 
 
 class Classifier(nnx.Module):
@@ -59,9 +59,9 @@ def batch():
 def train(options=None, steps=3, seed=0):
     """The state and the last metrics after some steps of SGD."""
     options = options or StepOptions()
-    parts, optimizer = small(), optax.sgd(0.1)
-    step = jax.jit(make_step(parts.graph, loss_fn, optimizer, lambda _: 0.1, options, seed=seed))
-    state = init_state(parts, optimizer, options)
+    parts, learners = small(), single(loss_fn, optax.sgd(0.1), lambda _: 0.1)
+    step = jax.jit(make_step(parts.graph, learners, options, seed=seed))
+    state = init_state(parts, learners, options)
     metrics = {}
     with jax.numpy_dtype_promotion("standard"):  # bfloat16 attention promotes its softmax
         for _ in range(steps):
@@ -97,7 +97,8 @@ def test_frozen_leaves_do_not_change():
 
 def test_optimizer_state_holds_exactly_the_trainable_leaves():
     parts = small()
-    state = init_state(parts, optax.adam(0.1), StepOptions())
+    learners = single(loss_fn, optax.adam(0.1), lambda _: 0.1)
+    state = init_state(parts, learners, StepOptions())
     moments = [leaf for leaf in jax.tree.leaves(state["optimizer"]) if leaf.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(parts.trainable))
     assert sum(leaf.size for leaf in moments) == 2 * sum(
@@ -129,7 +130,7 @@ def pixels_loss(model, batch, key):
 def test_micro_batches_weigh_what_is_labelled_in_them():
     """One image is labelled whole, of the others a few pixels are, of one none."""
     model = nnx.Dict(head=mark(nnx.Linear(39, 10, rngs=nnx.Rngs(0)), Head))
-    parts, optimizer = split(model), optax.sgd(0.1)
+    parts, learners = split(model), single(pixels_loss, optax.sgd(0.1), lambda _: 0.1)
     rng = np.random.default_rng(0)
     mask = np.full((4, 8, 8), 255, np.int32)
     mask[0] = rng.integers(0, 10, (8, 8))
@@ -138,8 +139,8 @@ def test_micro_batches_weigh_what_is_labelled_in_them():
     found = []
     for accumulate in (1, 2, 4):
         options = StepOptions(accumulate=accumulate)
-        step = make_step(parts.graph, pixels_loss, optimizer, lambda _: 0.1, options, seed=0)
-        state, metrics = jax.jit(step)(parts.frozen, init_state(parts, optimizer, options), batch)
+        step = jax.jit(make_step(parts.graph, learners, options, seed=0))
+        state, metrics = step(parts.frozen, init_state(parts, learners, options), batch)
         found.append((state["trainable"], metrics))
     for trainable, metrics in found[1:]:
         close(trainable, found[0][0], 1e-6)
@@ -216,16 +217,16 @@ def test_randomness_follows_seed_and_step_only():
         def __init__(self):
             self.head = mark(nnx.Linear(3, 10, rngs=nnx.Rngs(0)), Head)
 
-    parts, optimizer = split(Layer()), optax.sgd(0.1)
+    parts = split(Layer())
 
     def noisy(model, batch, key):
         return model.head(batch["image"]).mean(), {"draw": jax.random.uniform(key)}
 
+    learners = single(noisy, optax.sgd(0.1), lambda _: 0.1)
+
     def draws(seed):
-        step = jax.jit(
-            make_step(parts.graph, noisy, optimizer, lambda _: 0.1, StepOptions(), seed=seed)
-        )
-        state, found = init_state(parts, optimizer, StepOptions()), []
+        step = jax.jit(make_step(parts.graph, learners, StepOptions(), seed=seed))
+        state, found = init_state(parts, learners, StepOptions()), []
         for _ in range(3):
             state, metrics = step(parts.frozen, state, batch())
             found.append(float(metrics["draw"]))
@@ -248,7 +249,8 @@ def lowered_step(build, loss, trainable, batch, *, log_norms=True):
     parts = split(nnx.eval_shape(build), trainable)
     optimizer = optax.adamw(1e-3)
     options = StepOptions()
-    step = make_step(parts.graph, loss, optimizer, lambda _: 1e-3, options, seed=0)
+    learners = single(loss, optimizer, lambda _: 1e-3)
+    step = make_step(parts.graph, learners, options, seed=0)
     if not log_norms:
         whole = step
 
@@ -258,7 +260,7 @@ def lowered_step(build, loss, trainable, batch, *, log_norms=True):
 
     def start(trainable, variables):
         fresh = Partition(parts.graph, trainable, {}, variables)
-        return init_state(fresh, optimizer, options)
+        return init_state(fresh, learners, options)
 
     state = jax.eval_shape(start, parts.trainable, parts.state)
     return jax.jit(step).lower(parts.frozen, state, batch)

@@ -276,7 +276,7 @@ def _prepare(session: Session) -> Run:
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
     del model
-    program = make_program(parts, task.loss, config, mesh)
+    program = make_program(parts, task, config, mesh)
     frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
     frozen = sharding.place(frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen))
     initial = sharding.place(parts.trainable, program.shardings["trainable"])

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
-from vadapt.partition import Partition, Tree
+from vadapt.partition import Partition, Tree, choose
 from vadapt.training.optim import learning_rate, make_optimizer
-from vadapt.training.step import State, StepOptions, cast, init_state, make_step
+from vadapt.training.step import Learner, State, StepOptions, cast, init_state, make_step
+from vadapt.training.task import Player, players_of
 
 
 class Program(NamedTuple):
@@ -50,24 +52,21 @@ class Program(NamedTuple):
             return jitted.trace(self.frozen, self.state, shapes)
 
 
-def make_program(parts: Partition, loss: Callable[..., Any], config: Any, mesh: Mesh) -> Program:
+def make_program(parts: Partition, task: Any, config: Any, mesh: Mesh) -> Program:
     """The program of `config` for a model's partition, of arrays or of their shapes.
 
     Args:
-        loss: of a task: (model, batch, key) to (loss, metrics).
+        task: gives the loss, or several players; see `vadapt.training.task`.
 
     Raises:
-        ConfigError: the batch does not divide over the devices.
+        ConfigError: the batch does not divide over the devices; or see `init_state`.
     """
     check_batch(config, mesh.size)
     options = StepOptions(**config.parallel.step)
-    schedule = learning_rate(config.optimizer, config.total_steps, config.batch_size)
-    optimizer = make_optimizer(
-        config.optimizer, parts.trainable, schedule, total_steps=config.total_steps
-    )
+    learners = [_learner(player, parts.trainable, config) for player in players_of(task)]
 
     def begin(trainable: Tree, variables: Tree) -> State:
-        return init_state(parts._replace(trainable=trainable, state=variables), optimizer, options)
+        return init_state(parts._replace(trainable=trainable, state=variables), learners, options)
 
     def stored(frozen: Tree) -> Tree:
         return cast(frozen, jnp.dtype(config.parallel.frozen_dtype))
@@ -83,14 +82,23 @@ def make_program(parts: Partition, loss: Callable[..., Any], config: Any, mesh: 
         begin,
         make_step(
             parts.graph,
-            loss,
-            optimizer,
-            schedule,
+            learners,
             options,
             seed=config.seed,
             gather=functools.partial(sharding.gather, mesh=mesh),
+            after_update=getattr(task, "after_update", None),
         ),
     )
+
+
+def _learner(player: Player, trainable: Tree, config: Any) -> Learner:
+    """A player with the optimizer of `config.optimizers`, or that of `config.optimizer`."""
+    settings = config.get("optimizers", {}).get(player.name, config.optimizer)
+    schedule = learning_rate(settings, config.total_steps, config.batch_size)
+    found = Learner(player, optax.identity(), schedule)
+    own = choose(trainable, found.owns)
+    made = make_optimizer(settings, own, schedule, total_steps=config.total_steps)
+    return found._replace(optimizer=made)
 
 
 def check_batch(config: Any, devices: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from vadapt.errors import ConfigError
 from vadapt.micro_batches import counted, counting
-from vadapt.partition import Partition, Tree, merge
+from vadapt.partition import Partition, Queue, Teacher, Tree, choose, flatten, join, merge
 from vadapt.remat import rematerialise, scanned
+from vadapt.training.task import Player
 
-LossFn = Callable[[Any, dict[str, Array], Array], tuple[Array, dict[str, Array]]]
+LossFn = Callable[[Any, dict[str, Array], Array], tuple[Any, ...]]  # see `Task.loss`
+MEMORY = (Teacher, Queue)  # what moves once a step, by `after_update`
 State = dict[str, Any]  # trainable, optimizer, variables, step, and ema if asked for
 
 
@@ -43,11 +47,39 @@ class StepOptions:
     ema: float = 0.0
 
 
-def init_state(parts: Partition, optimizer: Any, options: StepOptions) -> State:
-    """The state of a run before its first step."""
+class Learner(NamedTuple):
+    """A player with its optimizer."""
+
+    player: Player
+    optimizer: optax.GradientTransformation
+    schedule: Callable[[Any], Any]
+
+    def owns(self, path: str) -> bool:
+        return re.fullmatch(self.player.trains, path) is not None
+
+    def divide(self, trainable: Tree) -> tuple[Tree, Tree]:
+        """What this one trains, and the rest."""
+        return choose(trainable, self.owns), choose(trainable, lambda path: not self.owns(path))
+
+
+def single(loss: LossFn, optimizer: Any, schedule: Callable[[Any], Any]) -> tuple[Learner, ...]:
+    """One learner, which trains everything."""
+    return (Learner(Player("", ".*", loss), optimizer, schedule),)
+
+
+def init_state(parts: Partition, learners: Sequence[Learner], options: StepOptions) -> State:
+    """The state of a run before its first step.
+
+    Raises:
+        ConfigError: a parameter trains and is no player's, or several players'.
+    """
+    _check_owners(parts.trainable, learners)
+    begun = {
+        one.player.name: one.optimizer.init(one.divide(parts.trainable)[0]) for one in learners
+    }
     state = {
         "trainable": parts.trainable,
-        "optimizer": optimizer.init(parts.trainable),
+        "optimizer": begun if len(learners) > 1 else next(iter(begun.values())),
         "variables": parts.state,
         "step": jnp.zeros((), jnp.int32),
     }
@@ -58,13 +90,12 @@ def init_state(parts: Partition, optimizer: Any, options: StepOptions) -> State:
 
 def make_step(
     graph: Any,
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[Any], Any],
+    learners: Sequence[Learner],
     options: StepOptions,
     *,
     seed: int,
     gather: Callable[[Tree], Tree] = lambda tree: tree,
+    after_update: Callable[[Any, Mapping[str, Array]], None] | None = None,
 ) -> Callable[[Tree, State, dict[str, Array]], tuple[State, dict[str, Array]]]:
     """A pure step: (frozen, state, batch) to (state, metrics).
 
@@ -74,48 +105,97 @@ def make_step(
     Args:
         gather: makes weights, already in the compute type, whole where they are used; needed where
             devices hold a part of them each.
+        after_update: see `vadapt.training.task.Remembers`.
     """
     dtype = jnp.dtype(options.compute_dtype)
 
-    def loss(trainable: Tree, frozen: Tree, variables: Tree, batch: Any, key: Array) -> Any:
-        trainable, frozen = (gather(cast(tree, dtype)) for tree in (trainable, frozen))
-        model = merge(graph, trainable, frozen, variables)
+    def loss(
+        function: LossFn,
+        own: Tree,
+        others: Tree,
+        frozen: Tree,
+        variables: Tree,
+        batch: Any,
+        key: Array,
+    ) -> Any:
+        trees = (join(own, others), frozen)
+        trainable, frozen = (gather(cast(tree, dtype)) for tree in trees)
+        model = merge(graph, trainable, frozen, gather(variables))
+        nnx.update(model, cast(nnx.state(model, MEMORY), dtype))
         with rematerialise(options.remat), scanned(options.scan):
-            value, metrics = loss_fn(model, batch, key)
-        _, _, changed = nnx.split(model, nnx.Param, ...)
-        return value.astype(jnp.float32), (metrics, nnx.to_pure_dict(changed))
+            value, metrics, *outputs = function(model, batch, key)
+        _, _, _, changed = nnx.split(model, nnx.Param, MEMORY, ...)
+        variables = join(variables, nnx.to_pure_dict(changed))
+        return value.astype(jnp.float32), (metrics, variables, outputs[0] if outputs else {})
 
-    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (value, (metrics, variables)), grads = _accumulated(
-            loss, state["trainable"], frozen, state["variables"], batch, key, options.accumulate
+    def play(one: Learner, held: Any, trees: tuple[Tree, ...], batch: Any, key: Array) -> Any:
+        """A player's part of the tree after its update, its optimizer's state, and the rest."""
+        trainable, frozen, variables = trees
+        own, others = one.divide(trainable)
+        function = functools.partial(loss, one.player.loss)
+        arguments = (own, others, frozen, variables, batch)
+        (value, (metrics, variables, outputs)), grads = _accumulated(
+            function, arguments, key, options.accumulate
         )
         # optax multiplies integer counters with floats.
         with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = optimizer.update(
-                grads, state["optimizer"], state["trainable"]
-            )
-        trainable = optax.apply_updates(state["trainable"], updates)
-        metrics = {
-            **metrics,
-            "loss": value,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
-        }
+            updates, held = one.optimizer.update(grads, held, own)
+        metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
+        return optax.apply_updates(own, updates), held, (variables, outputs, metrics)
+
+    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        updated, variables = state["trainable"], state["variables"]
+        held, outputs, metrics, losses = {}, {}, {}, []
+        for one in learners:
+            name = one.player.name
+            before = state["optimizer"][name] if len(learners) > 1 else state["optimizer"]
+            trees = (state["trainable"], frozen, variables)
+            own, held[name], (variables, given, found) = play(one, before, trees, batch, key)
+            updated, outputs = join(updated, own), {**outputs, **given}
+            found["learning_rate"] = jnp.asarray(one.schedule(state["step"]), jnp.float32)
+            losses.append(found["loss"])
+            metrics |= {f"{name}/{key}" if name else key: x for key, x in found.items()}
+        if after_update is not None:
+            variables = _remember(after_update, graph, updated, frozen, variables, outputs)
         new = {
-            "trainable": trainable,
-            "optimizer": optimizer_state,
+            "trainable": updated,
+            "optimizer": held if len(learners) > 1 else next(iter(held.values())),
             "variables": variables,
             "step": state["step"] + 1,
         }
         if options.ema:
-            new["ema"] = optax.incremental_update(trainable, state["ema"], 1.0 - options.ema)
-        return new, metrics
+            new["ema"] = optax.incremental_update(updated, state["ema"], 1.0 - options.ema)
+        return new, {**metrics, "loss": sum(losses[1:], losses[0])}
 
     return step
 
 
-def cast(tree: Tree, dtype: Any) -> Tree:
+def _remember(
+    after_update: Callable[[Any, Mapping[str, Array]], None],
+    graph: Any,
+    trainable: Tree,
+    frozen: Tree,
+    variables: Tree,
+    outputs: Mapping[str, Array],
+) -> Tree:
+    """The variables after `after_update`."""
+    model = merge(graph, trainable, frozen, variables)
+    after_update(model, outputs)
+    return join(variables, nnx.to_pure_dict(nnx.state(model, MEMORY)))
+
+
+def _check_owners(trainable: Tree, learners: Sequence[Learner]) -> None:
+    for path in flatten(trainable):
+        owners = [one.player.name for one in learners if one.owns(path)]
+        if len(owners) != 1:
+            raise ConfigError(
+                f"{path!r} trains and is of {len(owners)} players{': ' if owners else ''}"
+                f"{', '.join(owners)}; it must be one's"
+            )
+
+
+def cast(tree: Any, dtype: Any) -> Any:
     """Floating-point leaves in another dtype."""
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
@@ -123,18 +203,18 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 
 def _accumulated(
-    loss: Callable[..., Any],
-    trainable: Tree,
-    frozen: Tree,
-    variables: Tree,
-    batch: dict[str, Array],
-    key: Array,
-    parts: int,
+    loss: Callable[..., Any], arguments: tuple[Tree, ...], key: Array, parts: int
 ) -> Any:
-    """Loss, metrics, statistics and gradients of a batch, in `parts` micro-batches."""
+    """Loss, metrics, variables, outputs and gradients of a batch, in `parts` micro-batches.
+
+    Args:
+        loss: a function of the arguments and a key, differentiated by the first of them.
+        arguments: the last two are the variables, which go from part to part, and the batch.
+    """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
-        return gradient(trainable, frozen, variables, batch, key)
+        return gradient(*arguments, key)
+    *trees, variables, batch = arguments
 
     # Every `parts`-th image goes into one micro-batch, so that each is spread over all devices.
     micro = {
@@ -145,20 +225,25 @@ def _accumulated(
 
     def count(item: Any) -> list[Array]:
         with counting() as counts:
-            loss(trainable, frozen, variables, *item)
+            loss(*trees, variables, *item)
         return counts  # of the data alone: the compiler drops the model
 
-    counts = [x.mean(axis=0) for x in jax.lax.map(count, (micro, keys))]
+    counts = [x.sum(axis=0) for x in jax.lax.map(count, (micro, keys))]
 
     def one(carry: Any, item: Any) -> Any:
         variables, sums = carry
-        with counted(counts):
-            (value, (metrics, variables)), grads = gradient(trainable, frozen, variables, *item)
-        return (variables, jax.tree.map(jnp.add, sums, ((value, metrics), grads))), None
+        with counted(counts, parts):
+            result = gradient(*trees, variables, *item)
+        (value, (metrics, variables, outputs)), grads = result
+        sums = jax.tree.map(jnp.add, sums, ((value, metrics), grads))
+        return (variables, sums), outputs
 
     first = jax.tree.map(lambda x: x[0], (micro, keys))
-    shapes = jax.eval_shape(gradient, trainable, frozen, variables, *first)
-    (value, (metrics, _)), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (variables, sums), _ = jax.lax.scan(one, (variables, ((value, metrics), grads)), (micro, keys))
+    shapes = jax.eval_shape(gradient, *trees, variables, *first)
+    (value, (metrics, *_)), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (variables, sums), outputs = jax.lax.scan(
+        one, (variables, ((value, metrics), grads)), (micro, keys)
+    )
     (value, metrics), grads = jax.tree.map(lambda x: x / parts, sums)
-    return (value, (metrics, variables)), grads
+    whole = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs)
+    return (value, (metrics, variables, whole)), grads
