@@ -145,6 +145,27 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return dict(_walk(tree, prefix))
 
 
+def follow(teacher: nnx.Module, student: nnx.Module, decay: float) -> None:
+    """Move a teacher towards the student, in place: decay * teacher + (1 - decay) * student.
+
+    Every variable of type `Teacher` follows the student's of the same path.
+
+    >>> student = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    >>> teacher = mark(nnx.clone(student), Teacher)
+    >>> student.bias[...] = student.bias[...] + 1.0
+    >>> follow(teacher, student, 0.75)
+    >>> teacher.bias[...].tolist()
+    [0.25]
+    """
+    theirs = flatten(nnx.to_pure_dict(nnx.state(student)))
+    state = nnx.state(teacher, Teacher)
+    moved = {
+        path: decay * variable[...] + (1.0 - decay) * theirs[path_name(path)]
+        for path, variable in nnx.to_flat_state(state)
+    }
+    nnx.update(teacher, nnx.from_flat_state(moved))
+
+
 def choose(tree: Mapping[Any, Any], keep: Callable[[str], bool], prefix: str = "") -> Tree:
     """The part of a nested dict whose path names a function keeps.
 
