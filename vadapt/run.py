@@ -15,6 +15,7 @@ from vadapt.errors import ConfigError, VadaptError
 from vadapt.tasks import make_task
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.storage import writing
+from vadapt.training.task import Task
 from vadapt.weights.adapter_file import save_adapter, save_model
 
 Config = Any  # a ConfigDict, whose fields no type checker knows
@@ -105,7 +106,7 @@ def run(
     return result
 
 
-def _evaluations(task: Any, outcome: Outcome) -> Iterator[tuple[str, dict[str, float]]]:
+def _evaluations(task: Task, outcome: Outcome) -> Iterator[tuple[str, dict[str, float]]]:
     """The scores of the model before training, where they say something, and after it."""
     if not getattr(task, "evaluates_initial", True):
         yield "adapted", task.evaluate(outcome.model)
@@ -224,7 +225,7 @@ def closing_table(
     return "\n".join(lines)
 
 
-def _export(task: Any, config: Config, outcome: Outcome, path: Path) -> None:
+def _export(task: Task, config: Config, outcome: Outcome, path: Path) -> None:
     save_adapter(
         path,
         task.export(outcome.model),

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import time
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +92,22 @@ class ToyModel(nnx.Module):
 class ToyTask:
     """What `fit` asks of a task; a stop or a NaN comes with the batch of the wanted step."""
 
+    backbone_options = MappingProxyType({})
+
     def __init__(self, config):
         self.config = config
 
-    def build(self):
+    def build(self, *, pretrained=True):
         return ToyModel(nnx.Rngs(0))
+
+    def batch_shapes(self):
+        raise NotImplementedError
+
+    def evaluate(self, model, on="test"):
+        return {}
+
+    def export(self, model):
+        return model
 
     def stream(self):
         images = np.random.default_rng(0).integers(0, 256, (40, 8, WIDTH // 8, 1), np.uint8)

@@ -35,7 +35,7 @@ class Pair(nnx.Module):
 class Players(ToyTask):
     """A generator, and a critic that tells what it made from the images."""
 
-    def build(self):
+    def build(self, *, pretrained=True):
         return Pair(lambda rngs: mark(nnx.Linear(WIDTH, 2, rngs=rngs), Head))
 
     def players(self):
@@ -67,7 +67,7 @@ class Players(ToyTask):
 class Following(ToyTask):
     """A student, and a teacher that is its moving average; the loss tries to move it, too."""
 
-    def build(self):
+    def build(self, *, pretrained=True):
         return Pair(lambda rngs: mark(nnx.Linear(WIDTH, WIDTH, rngs=rngs), Teacher))
 
     def loss(self, model, batch, key):
@@ -96,7 +96,7 @@ class Memory(nnx.Module):
 class Queued(ToyTask):
     """Features that keep away from those of the last batches."""
 
-    def build(self):
+    def build(self, *, pretrained=True):
         return Pair(Memory)
 
     def loss(self, model, batch, key):

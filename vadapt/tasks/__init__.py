@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vadapt.registry import Registry
+from vadapt.training.task import Task
 
 # config.task.name -> the class that trains it.
 TASKS = Registry(
@@ -19,7 +20,7 @@ TASKS = Registry(
 )
 
 
-def make_task(config: Any) -> Any:
+def make_task(config: Any) -> Task:
     """The task that a config names.
 
     Raises:

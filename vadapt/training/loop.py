@@ -23,6 +23,7 @@ from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program
 from vadapt.training.program_cache import ProgramCache
 from vadapt.training.step import State, cast
+from vadapt.training.task import Task
 
 
 class Outcome(NamedTuple):
@@ -39,7 +40,7 @@ class Outcome(NamedTuple):
 class Session(NamedTuple):
     """The resources that are open while a run goes on."""
 
-    task: Any
+    task: Task
     config: Any
     mesh: Any
     stream: Any
@@ -62,7 +63,7 @@ class Run(NamedTuple):
 
 
 def fit(
-    task: Any,
+    task: Task,
     config: Any,
     workdir: str | Path,
     *,
@@ -73,8 +74,7 @@ def fit(
     """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
 
     Args:
-        task: offers build(), stream(), loss(model, batch, key) and pictures(model, batch); see
-            docs/architecture.md.
+        task: what is learned.
         stop_at: an earlier step to be content with (to evaluate a run that is not finished).
         devices: to train on; by default all.
         checkpoints: those of the workdir, from a caller who has looked through them already.

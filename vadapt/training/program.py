@@ -19,7 +19,7 @@ from vadapt.errors import ConfigError
 from vadapt.partition import Partition, Tree, choose
 from vadapt.training.optim import learning_rate, make_optimizer
 from vadapt.training.step import Learner, State, StepOptions, cast, init_state, make_step
-from vadapt.training.task import Player, players_of
+from vadapt.training.task import Player, Task, players_of
 
 
 class Program(NamedTuple):
@@ -52,7 +52,7 @@ class Program(NamedTuple):
             return jitted.trace(self.frozen, self.state, shapes)
 
 
-def make_program(parts: Partition, task: Any, config: Any, mesh: Mesh) -> Program:
+def make_program(parts: Partition, task: Task, config: Any, mesh: Mesh) -> Program:
     """The program of `config` for a model's partition, of arrays or of their shapes.
 
     Args:

@@ -99,7 +99,7 @@ class Player(NamedTuple):
     loss: Any  # as `Task.loss`
 
 
-def players_of(task: Any) -> tuple[Player, ...]:
+def players_of(task: Task) -> tuple[Player, ...]:
     """The players of a task; by default one, which trains everything."""
     found = getattr(task, "players", None)
     return (Player("", ".*", task.loss),) if found is None else tuple(found())
