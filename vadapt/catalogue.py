@@ -16,8 +16,7 @@ from vadapt.errors import ConfigError, nearest
 from vadapt.heads import DECODERS, LABELS, SEGMENTATION
 from vadapt.losses import PIXEL_LOSSES
 from vadapt.necks import NECKS
-from vadapt.tasks import TASKS
-from vadapt.tasks.inputs import SOURCES
+from vadapt.tasks import TASKS, image_labels, inputs
 
 KINDS: dict[str, Mapping[str, Any]] = {
     "backbones": BACKBONES,
@@ -27,7 +26,8 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "heads of labels": LABELS,
     "heads of masked pre-training": DECODERS,
     "losses of pixels": PIXEL_LOSSES,
-    "sources": SOURCES,
+    "sources": inputs.SOURCES,
+    "sources of labels": image_labels.SOURCES,
     "tasks": TASKS,
 }
 

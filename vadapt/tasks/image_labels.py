@@ -30,19 +30,26 @@ from vadapt.data.transforms import (
     Transform,
 )
 from vadapt.errors import ConfigError, nearest
-from vadapt.tasks import inputs
+from vadapt.options import accepted
+from vadapt.registry import Registry
 
-SCENES = {"scenes": SceneLabels, "scene_objects": SceneObjects}
-SOURCES = (*SCENES, "labels", "folders", "tfds")
+# config.data.source -> a function of `config.data` to images with labels.
+SOURCES = Registry(
+    "config.data.source",
+    {
+        name: f"vadapt.tasks.image_labels:{name}_source"
+        for name in ("scenes", "scene_objects", "labels", "folders", "tfds")
+    },
+)
+EMBEDDED = ("scenes", "scene_objects")
 AUGMENTS = ("none", "crop", "crop_mix", "rand_augment")
 
 
 def make_source(data: Any, classes: Sequence[str] = ()) -> Any:
     """The images and labels that `config.data` names.
 
-    Fields: `source` ("labels": files as `layout` says, see `vadapt.data.multilabel.LAYOUTS`;
-    "folders": one per class; "tfds"; "scenes", "scene_objects"), `path`, `split`, `tfds_name`, and
-    for scenes `num_scenes`, `view`, `domain`, `image_size`, `scene_seed`.
+    Fields: `source` (a name in `SOURCES`, or the place of a function of `config.data` to a source),
+    and those that the source reads.
 
     Args:
         classes: that it must have, in this order; by default its own.
@@ -50,31 +57,52 @@ def make_source(data: Any, classes: Sequence[str] = ()) -> Any:
     Raises:
         ConfigError: an unknown source, one without a path, or one with other classes.
     """
-    if ":" in data.source:
-        return inputs.SOURCES[data.source](data)
-    if data.source not in SOURCES:
-        raise ConfigError(
-            f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
-        )
-    if data.source in SCENES:
-        height, width = data.image_size
-        options = SceneOptions(height=height, width=width, domain=data.domain)
-        make = SCENES[data.source]
-        return make(data.num_scenes, view=data.view, seed=data.scene_seed, options=options)
-    if data.source == "tfds":
-        source: Any = TfdsLabels(data.tfds_name, data.split, data_dir=data.path or None)
-    elif not data.path:
-        raise ConfigError(f"config.data.source is {data.source!r}: give --config.data.path=ROOT")
-    elif data.source == "folders":
-        source = ClassFolders(data.path, data.split, classes=classes)
-    else:
-        source = LabelledImages(data.path, data.split, layout=data.layout)
+    make = SOURCES[data.source]
+    takes_classes = "classes" in accepted(make)
+    source = make(data, classes=classes) if takes_classes else make(data)
     if classes and tuple(source.classes) != tuple(classes):
         raise ConfigError(
             f"{source!r} has other classes ({len(source.classes)}) than what is trained on "
             f"({len(classes)}), or in another order"
         )
     return source
+
+
+def scenes_source(data: Any, make: Any = SceneLabels) -> Any:
+    """The embedded street scenes, with the classes that they show.
+
+    Reads `num_scenes`, `view`, `domain`, `image_size` and `scene_seed`.
+    """
+    height, width = data.image_size
+    options = SceneOptions(height=height, width=width, domain=data.domain)
+    return make(data.num_scenes, view=data.view, seed=data.scene_seed, options=options)
+
+
+def scene_objects_source(data: Any) -> Any:
+    """Single objects of the embedded scenes, each with one label. Reads what `scenes` does."""
+    return scenes_source(data, SceneObjects)
+
+
+def labels_source(data: Any) -> Any:
+    """Images, and files that say their labels. Reads `path`, `split` and `layout`."""
+    _check_path(data)
+    return LabelledImages(data.path, data.split, layout=data.layout)
+
+
+def folders_source(data: Any, classes: Sequence[str] = ()) -> Any:
+    """Images in folders, one per class. Reads `path` and `split`."""
+    _check_path(data)
+    return ClassFolders(data.path, data.split, classes=classes)
+
+
+def tfds_source(data: Any) -> Any:
+    """A data set of TFDS. Reads `tfds_name`, `split` and `path` (where TFDS keeps its data)."""
+    return TfdsLabels(data.tfds_name, data.split, data_dir=data.path or None)
+
+
+def _check_path(data: Any) -> None:
+    if not data.path:
+        raise ConfigError(f"config.data.source is {data.source!r}: give --config.data.path=ROOT")
 
 
 def augmentation(data: Any) -> list[Transform]:
@@ -135,7 +163,7 @@ def training_stream(config: Any, source: Any) -> Stream:
 def batch_shapes(config: Any, num_labels: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a whole batch of `training_stream`."""
     data, number = config.data, config.batch_size
-    channels = 1 if data.source in SCENES and data.view == "thermal" else 3
+    channels = 1 if data.source in EMBEDDED and data.view == "thermal" else 3
     return {
         "image": jax.ShapeDtypeStruct((number, *data.image_size, channels), jnp.uint8),
         "labels": jax.ShapeDtypeStruct((number, num_labels), jnp.int8),

@@ -17,6 +17,7 @@ from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.data.stream import Stream, make_stream
 from vadapt.data.transforms import HorizontalFlip, RandomResizedCrop, Transform
 from vadapt.errors import ConfigError
+from vadapt.options import accepted
 from vadapt.registry import Registry
 
 # config.data.source -> a function of `config.data` to a source, and of whether it needs labels.
@@ -42,7 +43,7 @@ def make_source(data: Any, *, labelled: bool = False) -> Source:
         ConfigError: an unknown source, or a folder without a path.
     """
     make = SOURCES[data.source]
-    return make(data, labelled=labelled) if make is scenes_source else make(data)
+    return make(data, labelled=labelled) if "labelled" in accepted(make) else make(data)
 
 
 def scenes_source(data: Any, *, labelled: bool = False) -> Source:

@@ -22,26 +22,27 @@ from vadapt.data.segmentation_transforms import (
 from vadapt.data.sources import Guarded, Joined, Source
 from vadapt.data.stream import Batch, Stream, make_stream, readable, select_fields, stack
 from vadapt.data.transforms import HorizontalFlip, Transform, apply_all
-from vadapt.errors import ConfigError, nearest
+from vadapt.errors import ConfigError
 from vadapt.tasks import inputs
 
-SOURCES = ("scenes", "segmentation")
 FIELDS = ("image", "mask", "size")  # of training batches
 
 
 def make_source(data: Any) -> Source:
     """The images and labels that `config.data` names.
 
-    Fields: `source` ("segmentation": folders; or "scenes"), and its own; see `inputs.make_source`.
+    Fields: see `inputs.make_source`.
 
     Raises:
-        ConfigError: a source without labels, or folders without a path.
+        ConfigError: an unknown source, one without labels, or folders without a path.
     """
-    if data.source not in SOURCES and ":" not in data.source:
+    source = inputs.make_source(data, labelled=True)
+    if not hasattr(source, "classes"):
         raise ConfigError(
-            f"unknown config.data.source {data.source!r}; {nearest(data.source, SOURCES)}"
+            f"config.data.source={data.source!r} has images without labels; 'segmentation' reads "
+            "images and masks in folders, and a source of one's own has `classes` and `palette`"
         )
-    return inputs.make_source(data, labelled=True)
+    return source
 
 
 def training_source(config: Any) -> Source:
