@@ -26,7 +26,8 @@ class Evaluations:
         self.every, self.best, self.patience = _settings(config)
         self._checkpoints = checkpoints
         self._best_step = checkpoints.best() if self.best else None
-        self._best_score = math.nan
+        self._best_score = self._score = math.nan
+        self._step = -1  # of that score
         if self._best_step is not None:
             self._best_score = checkpoints.score(self._best_step)
 
@@ -45,7 +46,7 @@ class Evaluations:
             return f"step {step}: " + ", ".join(f"{n} {scores[n]:.4g}" for n in shown[:4])
         if self.best not in scores:
             raise ConfigError(f"config.eval.best={self.best!r}; {nearest(self.best, scores)}")
-        score = scores[self.best]
+        self._step, self._score = step, (score := scores[self.best])
         sign = -1.0 if mode_of(self.best) == "min" else 1.0
         better = math.isnan(self._best_score) or sign * score >= sign * self._best_score
         if better:
@@ -55,6 +56,12 @@ class Evaluations:
             f"step {step}: {self.best} {score:.4g}; the best, {self._best_score:.4g}, is of step "
             f"{self._best_step}"
         )
+
+    def marks(self, step: int) -> dict[str, float]:
+        """The score that a checkpoint of a step is kept by; NaN where it was not evaluated."""
+        if not self.best:
+            return {}
+        return {self.best: self._score if step == self._step else math.nan}
 
     def over(self, step: int) -> bool:
         """Whether training ends early after a step: so many evaluations brought no new best."""

@@ -141,15 +141,11 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
     evaluations = Evaluations(config, checkpoints)
     step = _compile(session, run) if start < last else run.program.step
     watch, seconds = Watch(checkpoints), 0.0
-    scores: dict[str, float] = {}
-    draw_every = config.run.get("pictures_every", 0)
 
     def save() -> None:
         tree = {"state": state, "position": stream.position}
-        best = (
-            {evaluations.best: scores.get(evaluations.best, math.nan)} if evaluations.best else {}
-        )
-        checkpoints.save(done, tree, metrics={"loss": watch.mean_loss(), **best})
+        marks = {"loss": watch.mean_loss(), **evaluations.marks(done)}
+        checkpoints.save(done, tree, metrics=marks)
 
     def draw() -> None:
         for name, image in task.pictures(_model(run, state, mesh), example).items():
@@ -161,12 +157,7 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
         state, metrics = step(run.frozen, state, batch)
         done += 1
         watch.add(done, metrics)
-        logs = done % config.run.log_every == 0 or done == last
-        evaluates = evaluations.due(done, last)
-        saves = done < last and (
-            done % config.run.checkpoint_every == 0 or (evaluates and bool(evaluations.best))
-        )
-        draws = draw_every and done % draw_every == 0 and done < last
+        logs, evaluates, saves, draws = _due(config, evaluations, done, last)
         values = watch.read() if logs or saves or evaluates or done == start + 1 else {}
         seconds += time.perf_counter() - began
 
@@ -176,7 +167,6 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
             log.metrics(done, values)
         if logs or done == start + 1:  # the bar and its clock start with the first step
             log.progress(done, {"loss": values["loss"]})
-        scores = {}
         if evaluates:
             scores = task.evaluate(_model(run, state, mesh), on="validation")
             log.metrics(done, scores)
@@ -204,6 +194,20 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
         trainable_parameters=count(run.initial),
         finished=finished,
     )
+
+
+def _due(
+    config: Any, evaluations: Evaluations, done: int, last: int
+) -> tuple[bool, bool, bool, bool]:
+    """Whether to log, evaluate, save and draw after a step; the last step is seen to at the end."""
+
+    def every(steps: int) -> bool:
+        return bool(steps) and done % steps == 0 and done < last
+
+    logs = every(config.run.log_every) or done == last
+    evaluates = evaluations.due(done, last)
+    saves = every(config.run.checkpoint_every) or (evaluates and bool(evaluations.best))
+    return logs, evaluates, saves and done < last, every(config.run.get("pictures_every", 0))
 
 
 def _model(run: Run, state: State, mesh: Any) -> Any:
