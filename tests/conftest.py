@@ -48,8 +48,7 @@ def pytest_configure(config):
 
     A run that finds the variable set keeps its programs there, for the next run.
     """
-    if "not plans" in config.option.markexpr:
-        quick_programs.install()
+    quick_programs.install()
     if not jax.config.jax_compilation_cache_dir:
         folder = tempfile.mkdtemp(prefix="vadapt-tests-")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder

@@ -1,7 +1,7 @@
 """Programs that XLA compiles in a third of the time; most run once, at sizes of a few numbers.
 
-For a suite on CPUs, whose time goes to compiling. The jobs of minutes (`-m plans`, `-m interop`)
-compile as a user's runs do, and check the golden files once more on what that gives.
+For a suite on CPUs, whose time goes to compiling. `python -m tests.parity` compiles as a user's
+runs do, and checks the golden files on what that gives.
 """
 
 import mmap

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,22 +20,10 @@ def drop_programs_of_cases():
     drop_all()
 
 
-every_file = pytest.mark.parametrize(
-    "path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
-
-
-@every_file
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_golden_case_passes(path):
     verdict = parity.check(path)
     assert verdict.passed, str(verdict)
-
-
-@pytest.mark.plans
-@every_file
-def test_golden_case_passes_compiled_as_for_users(path):
-    assert not jax.config.jax_disable_most_optimizations
-    test_golden_case_passes(path)
 
 
 def rewritten(path, folder, **changes):
