@@ -8,10 +8,12 @@ import pytest
 from flax import nnx
 
 from tests.recipes import CONFIGS, DEAR, DISTINCT, assert_trains, config_of, shrunk
+from vadapt.errors import ConfigError
 from vadapt.partition import count, flatten, split
 from vadapt.run import full_training, run
 from vadapt.tasks import make_task
 from vadapt.training.optim import decay_mask, make_optimizer, rate_factors
+from vadapt.training.settings import check_settings
 
 # Paradigms of the paper besides the default one, each an argument of pad_msip, and what trains of
 # two blocks, with a decoder of one.
@@ -49,6 +51,32 @@ def test_every_config_with_a_dear_head_has_a_loss_on_scenes(name):
     assert len(found) > 1
     assert all(jnp.isfinite(value) for value in found.values()), found
     assert found["loss"] > 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_setting_of_a_config_is_read(name):
+    check_settings(config_of(name))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("totl_steps", 3, "nothing reads config.totl_steps; nearest: 'total_steps'"),
+        ("optimizer.base_ler", 0.1, "config.optimizer has no option 'base_ler'; .*'base_lr'"),
+        ("optimizer.drops", 0.1, "config.optimizer: drops=0.1 is no Sequence"),
+        ("parallel.step.acumulate", 2, "config.parallel.step has no .*'accumulate'"),
+        ("run.checkpoint_evry", 5, "config.run has no .*nearest: 'checkpoint_every'"),
+    ],
+)
+def test_a_typo_in_a_recipe_is_refused(setting, value, message, tmp_path):
+    config = shrunk("pad_msip")
+    section, _, key = setting.rpartition(".")
+    held = config
+    for part in filter(None, section.split(".")):
+        held = held[part]
+    held[key] = value
+    with pytest.raises(ConfigError, match=message):
+        run(config, tmp_path)
 
 
 WAYS = {"rein_gta": ["clip_l"], "spm_ade20k": ["rein"], "linear_dinov2": ["rein", "spm"]}

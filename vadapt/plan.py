@@ -35,6 +35,7 @@ from vadapt.training import chips
 from vadapt.training.flops import matmul_flops
 from vadapt.training.hlo import Module
 from vadapt.training.program import Program, make_program
+from vadapt.training.settings import check_settings
 
 Plan = dict[str, Any]
 GIB = 2**30
@@ -94,6 +95,7 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     Raises:
         ConfigError: libtpu is missing, or topology and config do not go together.
     """
+    check_settings(config)
     mesh = sharding.make_mesh(config.parallel.fsdp, chips.devices(topology, slices))
     config = copy.deepcopy(config)
     if "probe_scenes" in config.eval:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vadapt.errors import ConfigError, VadaptError
 from vadapt.tasks import make_task
 from vadapt.training.loop import Outcome, fit, open_checkpoints
+from vadapt.training.settings import check_settings
 from vadapt.training.storage import writing
 from vadapt.training.task import Task
 from vadapt.weights.adapter_file import save_adapter, save_model
@@ -60,9 +61,11 @@ def run(
         An empty dictionary if a signal stopped the run before its last step.
 
     Raises:
-        ConfigError: the workdir belongs to other settings, or has no checkpoint to go on from.
+        ConfigError: the workdir belongs to other settings, or has no checkpoint to go on from; a
+            setting that nothing reads.
         TrainingError: a file cannot be written, or see `fit`.
     """
+    check_settings(config)
     workdir = Path(workdir)
     checkpoints = open_checkpoints(config, workdir)
     latest = checkpoints.latest()

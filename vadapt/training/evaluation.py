@@ -24,7 +24,6 @@ class Evaluations:
 
     def __init__(self, config: Any, checkpoints: Checkpoints):
         self.every, self.best, self.patience = _settings(config)
-        self._checkpoints = checkpoints
         self._best_step = checkpoints.best() if self.best else None
         self._best_score = self._score = math.nan
         self._step = -1  # of that score

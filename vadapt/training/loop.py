@@ -22,6 +22,7 @@ from vadapt.training.interrupt import StopSignal, partners
 from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program
 from vadapt.training.program_cache import ProgramCache
+from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
 from vadapt.training.task import Task
 
@@ -82,9 +83,10 @@ def fit(
     Raises:
         TrainingError: the loss or another metric is not finite (names it and the step), a file
             cannot be written, or another process of the run is gone.
-        ConfigError: the batch does not divide over the devices.
+        ConfigError: the batch does not divide over the devices, or see `check_settings`.
     """
     began = time.perf_counter()
+    check_settings(config)
     mesh = sharding.make_mesh(config.parallel.fsdp, None if devices is None else list(devices))
     _check(config, mesh.size)
     workdir = Path(workdir)

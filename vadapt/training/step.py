@@ -155,7 +155,8 @@ def make_step(
             updated, outputs = join(updated, own), {**outputs, **given}
             found["learning_rate"] = jnp.asarray(one.schedule(state["step"]), jnp.float32)
             losses.append(found["loss"])
-            metrics |= {f"{name}/{key}" if name else key: x for key, x in found.items()}
+            prefix = f"{name}/" if name else ""
+            metrics |= {prefix + metric: x for metric, x in found.items()}
         if after_update is not None:
             variables = _remember(after_update, graph, updated, frozen, variables, outputs)
         new = {
