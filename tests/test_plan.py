@@ -81,11 +81,15 @@ def test_what_does_not_fit_is_said():
     assert "too much" in plan.comparison({"huge": found})
 
 
+# Whose programs are nearly `pad_msip`'s.
+ALIKE = ("mae_scenes", "pad_milan_msip")
+
+
 @pytest.mark.parametrize("name", DISTINCT)
 def test_every_config_is_planned_with_two_blocks(name):
-    """As far as the compiler's input where the head is dear; test_recipes_whole.py goes on."""
+    """As far as the compiler's input where that is dear or alike; test_recipes_whole.py goes on."""
     config = shrunk(name)
-    if name in DEAR:
+    if name in (*DEAR, *ALIKE):
         traced, program = plan.trace(config, "v5e:2x2")
         assert program.mesh.size == 4
         assert "stablehlo.dot_general" in traced.lower().as_text()
