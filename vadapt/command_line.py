@@ -77,7 +77,7 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
 
 
 def help_of(name: str) -> str:
-    """What a recipe says of itself, and its settings as flags.
+    """The words of a recipe, and its settings as flags.
 
     Raises:
         ConfigError: see `load_config`.
@@ -91,9 +91,14 @@ def help_of(name: str) -> str:
 
 def _asked_about(argv: Sequence[str]) -> str:
     """The config that somebody wants help on."""
-    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
     asks = {"-h", "-help", "--help", "--helpshort", "--helpfull"} & {*argv}
-    return names[-1] if names and asks else ""
+    return _config_name(argv) if asks else ""
+
+
+def _config_name(argv: Sequence[str]) -> str:
+    """The config that arguments name, the last one if there are several; "" if there is none."""
+    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
+    return names[-1] if names else ""
 
 
 def _spoken(config: ConfigDict) -> list[str]:
@@ -130,10 +135,10 @@ def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
     A section that has a `name` takes any option of what goes by that name, which checks it.
     """
-    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
-    if not names:
+    name = _config_name(argv)
+    if not name:
         return argv, {}
-    config = load_config(names[-1])
+    config = load_config(name)
     kept, added = [], {}
     for argument in argv:
         option = re.match(r"--config\.((?:\w+\.)*\w+)\.(\w+)=(.*)", argument)
@@ -197,10 +202,10 @@ def _check_overrides(argv: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: also for an override of no setting; names the nearest ones.
     """
-    names = re.findall(r"^--?config(?:=|\n)(.+)$", "\n".join(argv), re.MULTILINE)
-    if not names:
+    name = _config_name(argv)
+    if not name:
         return {}
-    settings = _leaves(load_config(names[-1]))
+    settings = _leaves(load_config(name))
     sections = {key.rpartition(".")[0] for key in settings}
     for argument in argv:
         override = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)

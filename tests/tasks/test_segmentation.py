@@ -238,4 +238,13 @@ def test_scales_and_mirroring_are_settings_of_testing():
     several = task.predict(model, image)
     assert several.shape == (1, 64, 64)
     mirrored = task.predict(model, image[:, :, ::-1])[:, :, ::-1]
-    assert (mirrored == several).mean() > 0.99  # a new head's scores tie here and there
+
+    def scores(model, images):
+        return task.inference(model.scores, labelled.normalise(config.data, images), (64, 64))
+
+    found, flipped = (compiled.run(scores, model, x) for x in (image, image[:, :, ::-1]))
+    np.testing.assert_allclose(flipped[:, :, ::-1], found, atol=1e-5)
+    best, second = np.sort(np.asarray(found), axis=-1)[..., :-3:-1].transpose(3, 0, 1, 2)
+    clear = best - second > 1e-4  # a new head's scores tie here and there, but for rounding
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(mirrored[clear], several[clear])

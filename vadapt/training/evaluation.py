@@ -24,11 +24,12 @@ class Evaluations:
 
     def __init__(self, config: Any, checkpoints: Checkpoints):
         self.every, self.best, self.patience = _settings(config)
-        self._best_step = checkpoints.best() if self.best else None
+        # Whose checkpoint counts in the end; None: the last one's.
+        self.best_step = checkpoints.best() if self.best else None
         self._best_score = self._score = math.nan
         self._step = -1  # of that score
-        if self._best_step is not None:
-            self._best_score = checkpoints.score(self._best_step)
+        if self.best_step is not None:
+            self._best_score = checkpoints.score(self.best_step)
 
     def due(self, step: int, last: int) -> bool:
         """Whether to evaluate after a step; after the last one only to find the best."""
@@ -49,11 +50,11 @@ class Evaluations:
         sign = -1.0 if mode_of(self.best) == "min" else 1.0
         better = math.isnan(self._best_score) or sign * score >= sign * self._best_score
         if better:
-            self._best_step, self._best_score = step, score
+            self.best_step, self._best_score = step, score
             return f"step {step}: {self.best} {score:.4g}, the best so far"
         return (
             f"step {step}: {self.best} {score:.4g}; the best, {self._best_score:.4g}, is of step "
-            f"{self._best_step}"
+            f"{self.best_step}"
         )
 
     def marks(self, step: int) -> dict[str, float]:
@@ -64,14 +65,9 @@ class Evaluations:
 
     def over(self, step: int) -> bool:
         """Whether training ends early after a step: so many evaluations brought no new best."""
-        if not self.patience or self._best_step is None:
+        if not self.patience or self.best_step is None:
             return False
-        return step - self._best_step >= self.patience * self.every
-
-    @property
-    def best_step(self) -> int | None:
-        """The step whose checkpoint counts in the end; None: the last one's."""
-        return self._best_step
+        return step - self.best_step >= self.patience * self.every
 
 
 def best_of(config: Any) -> tuple[str, str]:
