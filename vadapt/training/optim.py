@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError
-from vadapt.partition import Tree, path_name
+from vadapt.partition import Tree, flatten, path_name
 
 Schedule = Callable[[Any], Any]
 
@@ -123,8 +123,7 @@ def layer_decay_scales(trainable: Tree, decay: float) -> Tree:
     Source: PAD's released code (`param_groups_lrd`); there embeddings are layer 0, block i is
     layer i + 1, and the exponent is depth + 1 minus the layer.
     """
-    paths = [path_name(_keys(path)) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
-    layers = _Layers.of(paths)
+    layers = _Layers.of(list(flatten(trainable)))
     if not layers.depth:
         raise ConfigError(
             "config.optimizer.layer_decay: no block of a backbone trains, so that there is no "
@@ -261,7 +260,7 @@ def rate_factors(trainable: Tree, rates: Sequence[tuple[str, float]]) -> Tree:
     Raises:
         ConfigError: a pattern matches no trainable path.
     """
-    names = [path_name(_keys(path)) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    names = list(flatten(trainable))
     unused = [p for p, _ in rates if not any(re.fullmatch(p, name) for name in names)]
     if unused:
         raise ConfigError(f"config.optimizer.rates: no trainable parameter matches {unused}")

@@ -61,6 +61,13 @@ class Learner(NamedTuple):
         """What this one trains, and the rest."""
         return choose(trainable, self.owns), choose(trainable, lambda path: not self.owns(path))
 
+    def update(self, grads: Tree, held: Any, own: Any) -> tuple[Any, Any]:
+        """What it trains after a step, and its optimizer's state."""
+        # optax multiplies integer counters with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, held = self.optimizer.update(grads, held, own)
+        return optax.apply_updates(own, updates), held
+
 
 def single(loss: LossFn, optimizer: Any, schedule: Callable[[Any], Any]) -> tuple[Learner, ...]:
     """One learner, which trains everything."""
@@ -128,21 +135,6 @@ def make_step(
         variables = join(variables, nnx.to_pure_dict(changed))
         return value.astype(jnp.float32), (metrics, variables, outputs[0] if outputs else {})
 
-    def play(one: Learner, held: Any, trees: tuple[Tree, ...], batch: Any, key: Array) -> Any:
-        """A player's part of the tree after its update, its optimizer's state, and the rest."""
-        trainable, frozen, variables = trees
-        own, others = one.divide(trainable)
-        function = functools.partial(loss, one.player.loss)
-        arguments = (own, others, frozen, variables, batch)
-        (value, (metrics, variables, outputs)), grads = _accumulated(
-            function, arguments, key, options.accumulate
-        )
-        # optax multiplies integer counters with floats.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, held = one.optimizer.update(grads, held, own)
-        metrics = {**metrics, "loss": value, "grad_norm": optax.tree.norm(grads)}
-        return optax.apply_updates(own, updates), held, (variables, outputs, metrics)
-
     def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         updated, variables = state["trainable"], state["variables"]
@@ -150,11 +142,18 @@ def make_step(
         for one in learners:
             name = one.player.name
             before = state["optimizer"][name] if len(learners) > 1 else state["optimizer"]
-            trees = (state["trainable"], frozen, variables)
-            own, held[name], (variables, given, found) = play(one, before, trees, batch, key)
+            own, others = one.divide(state["trainable"])
+            (value, (found, variables, given)), grads = _accumulated(
+                functools.partial(loss, one.player.loss),
+                (own, others, frozen, variables, batch),
+                key,
+                options.accumulate,
+            )
+            own, held[name] = one.update(grads, before, own)
             updated, outputs = join(updated, own), {**outputs, **given}
+            found |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
             found["learning_rate"] = jnp.asarray(one.schedule(state["step"]), jnp.float32)
-            losses.append(found["loss"])
+            losses.append(value)
             prefix = f"{name}/" if name else ""
             metrics |= {prefix + metric: x for metric, x in found.items()}
         if after_update is not None:
