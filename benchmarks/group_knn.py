@@ -203,8 +203,8 @@ def traffic(graph, batch, work, form):
     import jax
     from jax.experimental.layout import Format, Layout
 
-    from vadapt.training import chips
-    from vadapt.training.hlo import Module
+    from vadapt.runtime import chips
+    from vadapt.runtime.hlo import Module
 
     where = jax.sharding.SingleDeviceSharding(chips.devices(TOPOLOGY)[0])
     free = Format(Layout.AUTO, where)
@@ -216,7 +216,7 @@ def traffic(graph, batch, work, form):
 
 def analysed(graph, batch):
     """A line of the table of bytes."""
-    from vadapt.training import chips
+    from vadapt.runtime import chips
 
     least, chip = graph.least_bytes(batch), chips.CHIPS[CHIP]
     pairs = ("search", "kernel"), ("search", "plain"), ("messages", "kernel")

@@ -20,7 +20,7 @@ FLOORS = [
     {"backbones"},
     {"heads", "necks", "weights"},
     {"adapters"},
-    {"models"},
+    {"models", "runtime"},
     {"training"},
     {"tasks"},
     {"run"},
@@ -29,6 +29,7 @@ FLOORS = [
 ]
 # Rooms that the plan keeps apart though their floors would allow it.
 FORBIDDEN = {
+    *(("runtime", room) for room in ("models", "adapters", "heads", "backbones", "nn", "data")),
     ("training", "tasks"),
     ("training", "models"),
     ("training", "adapters"),

@@ -183,7 +183,7 @@ def test_slurm_starts_a_process_on_every_node(stand_ins, tmp_path):
     # Stands in for the run, not for how its processes find each other.
     code = """
 import sys
-from vadapt.training import distributed
+from vadapt.runtime import distributed
 distributed.start()
 import jax
 said = f"{jax.process_index()} of {jax.process_count()} {sys.argv[1:]}\\n"

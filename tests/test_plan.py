@@ -12,8 +12,8 @@ from tests.planned import as_in_training, assert_adapters_promise, sent  # noqa:
 from tests.recipes import DEAR, DISTINCT, config_of, shrunk
 from vadapt import plan
 from vadapt.errors import ConfigError
+from vadapt.runtime import chips
 from vadapt.tasks import make_task
-from vadapt.training import chips
 
 # libtpu exists for Linux on x86 only.
 pytest.importorskip("libtpu", reason="libtpu is not made for this platform")

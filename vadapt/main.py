@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax narrates every file it writes
     # These import jax: flags are checked first, so that a wrong one costs no time.
     from vadapt import run
-    from vadapt.training import distributed
+    from vadapt.runtime import distributed
 
     try:
         distributed.start()

@@ -30,10 +30,10 @@ from vadapt.errors import VadaptError
 from vadapt.partition import human_bytes, num_bytes, split
 from vadapt.remat import POLICIES
 from vadapt.run import full_training
+from vadapt.runtime import chips
+from vadapt.runtime.flops import matmul_flops
+from vadapt.runtime.hlo import Module
 from vadapt.tasks import make_task
-from vadapt.training import chips
-from vadapt.training.flops import matmul_flops
-from vadapt.training.hlo import Module
 from vadapt.training.program import Program, make_program
 from vadapt.training.settings import check_settings
 
@@ -46,7 +46,7 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
     """Return what one step of `config` takes on each chip of a TPU topology.
 
     Args:
-        topology: such as "v5e:4x4", see `vadapt.training.chips`.
+        topology: such as "v5e:4x4", see `vadapt.runtime.chips`.
         slices: as many of them.
 
     Returns:

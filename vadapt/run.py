@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, VadaptError
+from vadapt.runtime.storage import writing
 from vadapt.tasks import make_task
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
-from vadapt.training.storage import writing
 from vadapt.training.task import Task
 from vadapt.weights.adapter_file import save_adapter, save_model
 

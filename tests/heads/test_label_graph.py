@@ -16,7 +16,7 @@ from vadapt.heads.label_graph import LabelGraph
 from vadapt.heads.linear import LinearLabels
 from vadapt.kernels import group_knn_tpu
 from vadapt.partition import Head, count, split, variables
-from vadapt.training.flops import matmul_flops
+from vadapt.runtime.flops import matmul_flops
 
 WIDTHS, SIZES = (4, 8), ((4, 6), (2, 3))
 

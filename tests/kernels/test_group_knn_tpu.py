@@ -11,8 +11,8 @@ from vadapt import sharding
 from vadapt.kernels import group_knn as kernel
 from vadapt.kernels import group_knn_tpu
 from vadapt.kernels.position_bias import position_bias
-from vadapt.training import chips
-from vadapt.training.hlo import Module
+from vadapt.runtime import chips
+from vadapt.runtime.hlo import Module
 
 # libtpu exists for Linux on x86 only.
 pytest.importorskip("libtpu", reason="libtpu is not made for this platform")

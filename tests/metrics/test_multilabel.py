@@ -137,7 +137,7 @@ def test_batches_and_what_fills_them_up_change_nothing(rng):
 
 def test_processes_that_share_the_images_score_them_as_one_does():
     code = (
-        "import numpy as np, jax; from vadapt.training.distributed import start\n"
+        "import numpy as np, jax; from vadapt.runtime.distributed import start\n"
         "from vadapt.metrics.multilabel import Answers; start()\n"
         "from vadapt.data.stream import batches\n"
         "answers = Answers()\n"

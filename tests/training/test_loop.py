@@ -18,9 +18,9 @@ from flax import nnx
 from tests.processes import default_signals, python
 from tests.training.toy import ToyModel, ToyTask, caches_of_their_own, full_disk, toy_config
 from vadapt.errors import ConfigError, TrainingError
+from vadapt.runtime.interrupt import StopSignal
 from vadapt.training import loop
 from vadapt.training.checkpoint import Checkpoints
-from vadapt.training.interrupt import StopSignal
 
 # Sums over the batch in another order, over a dozen steps of float32.
 SHARDED = 1e-5

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from vadapt.data.stream import make_stream
 from vadapt.errors import VadaptError
 from vadapt.partition import Head
-from vadapt.training import distributed, loop
+from vadapt.runtime import distributed
+from vadapt.training import loop
 
 WIDTH = 128  # a head of 2^14 numbers, the smallest that FSDP splits
 

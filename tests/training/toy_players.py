@@ -8,7 +8,8 @@ from tests.training.toy import WIDTH, ToyTask, toy_config
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.micro_batches import batch_average
 from vadapt.partition import Head, Queue, Teacher, mark
-from vadapt.training import distributed, loop
+from vadapt.runtime import distributed
+from vadapt.training import loop
 from vadapt.training.task import Player
 
 

@@ -21,7 +21,7 @@ from vadapt.data.progress import progress_bar
 from vadapt.data.sources import Record
 from vadapt.errors import ConfigError, DataError
 from vadapt.partition import human_bytes
-from vadapt.training.storage import writing
+from vadapt.runtime.storage import writing
 
 INFO = "features.json"
 _LOCK = "lock"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vadapt.errors import ConfigError, VadaptError, WeightsError, nearest
-from vadapt.training.storage import cannot_write
+from vadapt.runtime.storage import cannot_write
 from vadapt.training.stored_tree import as_dict, read_tree
 from vadapt.weights.orbax_files import find_damage, one_line
 

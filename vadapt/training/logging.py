@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vadapt.errors import ConfigError
-from vadapt.training.storage import writing
+from vadapt.runtime.storage import writing
 
 # rich, tensorboardX, PIL and wandb are imported on first use, to keep `import vadapt` fast.
 

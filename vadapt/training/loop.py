@@ -16,12 +16,12 @@ import numpy as np
 from vadapt import sharding
 from vadapt.errors import ConfigError, TrainingError
 from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
+from vadapt.runtime.interrupt import StopSignal, partners
+from vadapt.runtime.program_cache import ProgramCache
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.evaluation import Evaluations, best_of
-from vadapt.training.interrupt import StopSignal, partners
 from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program
-from vadapt.training.program_cache import ProgramCache
 from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
 from vadapt.training.task import Task

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vadapt.training.flops import matmul_flops
+from vadapt.runtime.flops import matmul_flops
 
 A = jnp.ones((3, 4))
 B = jnp.ones((4, 5))

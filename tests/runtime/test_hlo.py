@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vadapt.training.hlo import Array, Module, _groups
+from vadapt.runtime.hlo import Array, Module, _groups
 
 MESH = {"data": 2, "fsdp": 4}
 

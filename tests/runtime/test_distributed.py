@@ -12,7 +12,8 @@ from tests import processes
 from tests.processes import finish, free_address, lines_of, local, settings
 from tests.training.toy import ToyTask, toy_config
 from vadapt.errors import ConfigError
-from vadapt.training import distributed, loop
+from vadapt.runtime import distributed
+from vadapt.training import loop
 
 # Two processes sum the gradients of the halves of a batch, over a few dozen steps of float32.
 SHARDED = 1e-4
@@ -54,7 +55,7 @@ def test_two_processes_run_a_config_from_the_command_line(tmp_path):
 
 def test_a_process_that_fails_waits_for_nobody():
     code = (
-        "from vadapt.training import distributed as d; import jax; d.start(timeout=60)\n"
+        "from vadapt.runtime import distributed as d; import jax; d.start(timeout=60)\n"
         "jax.process_index() or __import__('time').sleep(300)\n"
         "d.leave_at_once()"
     )
@@ -68,7 +69,7 @@ def test_a_process_that_fails_waits_for_nobody():
 
 
 def test_processes_whose_partner_does_not_come_name_it():
-    code = "from vadapt.training import distributed; distributed.start(timeout=8)"
+    code = "from vadapt.runtime import distributed; distributed.start(timeout=8)"
     address = free_address()
     here = [spawn(number, address, [sys.executable, "-c", code], count=3) for number in (0, 2)]
     for _, errors in finish(*here, code=1):
@@ -78,7 +79,7 @@ def test_processes_whose_partner_does_not_come_name_it():
 def test_jax_waiting_in_vain_says_so(monkeypatch):
     # Where jax finds the others by itself there is no roll call; here it is left out by hand.
     code = (
-        "from vadapt.training import distributed as d\n"
+        "from vadapt.runtime import distributed as d\n"
         "d.roll_call = lambda *details: None; d.start(timeout=2)"
     )
     _, errors = finish(spawn(1, free_address(), [sys.executable, "-c", code]), code=1)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.processes import free_address
 from vadapt.errors import ConfigError
-from vadapt.training import roll_call as module
-from vadapt.training.roll_call import roll_call
+from vadapt.runtime import roll_call as module
+from vadapt.runtime.roll_call import roll_call
 
 HOST = socket.gethostname()
 PATIENCE = 60  # seconds; nothing here computes

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 
 from vadapt.errors import ConfigError
-from vadapt.training.chips import say_there_is_no_tpu
-from vadapt.training.roll_call import roll_call
+from vadapt.runtime.chips import say_there_is_no_tpu
+from vadapt.runtime.roll_call import roll_call
 
 ADDRESS, COUNT, NUMBER = VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from vadapt.errors import TrainingError
-from vadapt.training.storage import cannot_write, writing
+from vadapt.runtime.storage import cannot_write, writing
 
 
 @pytest.mark.parametrize(
