@@ -141,7 +141,7 @@ def torch_training(job: Job, paradigm: str, compiles: bool) -> Training:
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         trained,
-        lr=settings.base_lr * job.batch / 256,
+        lr=settings.lr * job.batch / settings.lr_batch,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,

@@ -11,28 +11,34 @@ On a laptop, on the embedded scenes:
 
     python -m vadapt.main --config=configs/gkgnet_voc.py:scenes --workdir=runs/voc_scenes
 
-Arguments are those of configs/gkgnet_coco.py.
+Arguments are those of configs/gkgnet_coco.py; 448 is the default.
 """
 
 from ml_collections import ConfigDict
 
-from configs import gkgnet_coco, parts
+from configs import parts
+from configs.parts import gkgnet
 
 IMAGES = 5011
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
-    words = [word for word in arg.split(",") if word]
-    if not set(words) & set(gkgnet_coco.SIDES):
-        words.insert(0, "448")
-    config = gkgnet_coco.get_config(",".join(words))
-    if "scenes" in words:
-        return config
-    config.batch_size = 32
+    words = parts.words(arg, *gkgnet.WORDS)
+    config = ConfigDict({"seed": 2022, "batch_size": 32, "baselines": False})
     config.total_steps = 40 * IMAGES // config.batch_size
-    config.data.layout, config.data.split, config.data.num_labels = "voc2007", "trainval", 20
-    config.data.balance = 0.0  # no label is in fewer than one of 100 images
+    side = int(parts.one_of(words, gkgnet.SIDES, "448"))
+    # No label is in fewer than one of 100 images, so that none has to come more often.
+    config.data = parts.images_and_labels(layout="voc2007", split="trainval", num_labels=20)
+    config.data.update({"image_size": (side, side), "augment": "crop_mix", "crop_area": (0.2, 1.0)})
     config.test = ConfigDict({"test": {"split": "test"}})
+    gkgnet.system(config, words)
+    schedule = parts.named("staircase", warmup=1 / 16, drops=(1 / 8, 5 / 8))
+    lr = 1.25e-4 if "frozen" in words else 2.5e-5
+    config.optimizer = parts.adamw(lr, schedule, weight_decay=0.05, clip_norm=5.0)
+    config.parallel, config.run = parts.parallel(), parts.run()
+    config.eval = parts.evaluation(batch=32, threshold=0.5)
     parts.look_up_every(config, 500)
+    if "scenes" in words:
+        gkgnet.scenes(config, words)
     return config

@@ -24,25 +24,22 @@ from ml_collections import ConfigDict
 from configs import parts
 
 SIZES = {"small": 12, "base": 12, "large": 24, "giant": 40}  # blocks
-WAYS = ("linear", "rein", "spm", "full")
+METHODS = {
+    "linear": {"name": "none"},
+    "rein": {"name": "rein", "query_width": None, "num_tokens": 100},
+    "spm": {"name": "spm", "hidden": 64, "steps": 3},
+    "full": {"name": "none"},
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
-    words = [word for word in arg.split(",") if word]
-    allowed = (*SIZES, *WAYS, "scenes")
-    unknown = set(words) - set(allowed)
-    if unknown:
-        raise ValueError(f"unknown argument {sorted(unknown)}; allowed: {', '.join(allowed)}")
-    size = next((word for word in words if word in SIZES), "base")
-    way = next((word for word in words if word in WAYS), "linear")
-    config = folders(size)
+    words = parts.words(arg, *SIZES, *METHODS, "scenes")
+    way = parts.one_of(words, METHODS, "linear")
+    config = folders(parts.one_of(words, SIZES, "base"))
+    config.method = ConfigDict(METHODS[way])
     if "scenes" in words:
         scenes(config)
-    if way == "rein":
-        config.method = ConfigDict({"name": "rein", "query_width": None, "num_tokens": 100})
-    if way == "spm":
-        config.method = ConfigDict({"name": "spm", "hidden": 64, "steps": 3})
     if way == "full":
         config.trainable = "everything"
         config.update(config.full)
@@ -51,90 +48,36 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def folders(size: str) -> ConfigDict:
     """A user's own folder."""
-    config = ConfigDict()
-    config.total_steps = 10_000
-    config.batch_size = 16
-    config.seed = 0
+    config = ConfigDict({"total_steps": 10_000, "batch_size": 16, "seed": 0})
     config.trainable = "default"  # the head, and adapters if there are any
     config.baselines = False
     # What is otherwise where everything trains, without a method, as for the baseline.
-    config.full = ConfigDict({"optimizer": {"rates": (("backbone/.*", 0.1),)}})
-
-    config.data = data = ConfigDict()
-    data.source = "segmentation"
-    data.path = ""
-    data.split = "train"
-    data.layout = ""  # a name of vadapt.data.layouts; "": as dataset.yaml says
-    data.num_classes = 0  # where nothing names them
-    data.image_size = (518, 518)  # of crops
-    data.short_edges = tuple(int(51.8 * k) for k in range(5, 21))
-    data.longest = 2072
-    data.max_share = 0.75
-    data.distort = True
-    data.augment = True  # False: images resized to image_size, nothing random
-    data.cache = ""  # a folder for features of a frozen backbone; see docs/segmentation_data.md
-    data.mean, data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    data.max_corrupt = 0.01
-    data.test_longest, data.test_shortest = 2072, 518
-    data.view, data.domain, data.num_scenes, data.scene_seed = "visible", "synthetic", 4096, 0
-
+    config.full = {"optimizer": {"rules": (("backbone/.*", {"rate": 0.1}),)}}
+    config.data = parts.folders_and_masks(image_size=(518, 518))
+    config.data.short_edges = tuple(int(51.8 * k) for k in range(5, 21))
+    config.data.longest = config.data.test_longest = 2072
+    config.data.test_shortest = 518
     config.test = ConfigDict({"val": {"split": "val"}})
-
-    config.model = model = ConfigDict()
-    model.backbone = f"dinov2_{size}"
-    model.weights = f"hf:facebook/dinov2-{size}"
-    model.allow_missing = ()
-    model.allow_unexpected = ()
-    model.options = ConfigDict()
-
-    config.method = ConfigDict({"name": "none"})
-    config.neck = ConfigDict({"name": "none"})
-    config.head = ConfigDict({"name": "linear"})
-
-    config.task = task = ConfigDict()
-    task.name = "segmentation"
-    task.layers = (SIZES[size] - 1,)
-    task.norm = True
-
-    config.optimizer = optimizer = ConfigDict()
-    optimizer.base_lr, optimizer.end_lr = 1.6e-2, 0.0  # 1e-3 at 16
-    optimizer.warmup_share, optimizer.power = 0.0375, 1.0
-    optimizer.beta1, optimizer.beta2, optimizer.epsilon = 0.9, 0.999, 1e-8
-    optimizer.weight_decay = 1e-4
-    optimizer.layer_decay = 1.0
-    optimizer.clip_norm = 0.0
-    optimizer.late = ()
-    optimizer.rates = ()
-
+    config.model = parts.backbone(f"dinov2_{size}", f"hf:facebook/dinov2-{size}")
+    config.neck = parts.named("none")
+    config.head = parts.named("linear")
+    config.task = parts.named("segmentation", layers=(SIZES[size] - 1,), norm=True)
+    schedule = parts.named("polynomial", warmup=0.0375, power=1.0, end=0.0)
+    config.optimizer = parts.adamw(1e-3, schedule, weight_decay=1e-4)
     config.parallel = parts.parallel()
-
-    config.eval = evaluation = parts.evaluation(every=1000, batch=4)
-    evaluation.crop, evaluation.stride = (518, 518), ()  # windows; (): images whole
-    evaluation.windows = 4  # of an image at a time
-    evaluation.scales, evaluation.flip = (1.0,), False
-
-    config.run = parts.run()
+    config.eval, config.run = parts.windows((518, 518), batch=4), parts.run()
+    config.eval.every = 1000
     return config
 
 
 def scenes(config: ConfigDict) -> None:
     """The laptop's version: trained on clean scenes by day, tested on dirty ones at night."""
-    config.total_steps = 1500
-    config.batch_size = 32
-    data = config.data
-    data.source, data.image_size, data.short_edges = "scenes", (64, 64), ()
-    data.num_scenes = 1024
-    data.mean, data.std = (0.467,) * 3, (0.198,) * 3
-    data.test_longest = 0
-    test = {"num_scenes": 256, "scene_seed": 900_002}
-    config.test = ConfigDict(
-        {"clean": {**test, "domain": "synthetic"}, "other": {**test, "domain": "real"}}
-    )
-    config.model.backbone, config.model.weights = "vit_micro", "vit_micro_scenes"
-    config.model.options = ConfigDict({"positions": "sincos"})
-    config.model.allow_unexpected = ("decoder/.*",)
+    config.total_steps, config.batch_size = 1500, 32
+    config.data = parts.folders_and_masks(**parts.SCENES, num_scenes=1024)
+    config.test = parts.test_scenes(256)
+    parts.micro_backbone(config)
     config.task.layers = (5,)
-    config.optimizer.base_lr = 3.2e-2
+    config.optimizer.lr = 4e-3
     parts.float32(config)
-    config.eval.crop, config.eval.batch = (), 64
+    config.eval.update({"crop": (), "batch": 64})
     parts.look_up_every(config, 500)

@@ -8,22 +8,24 @@ Half an hour on two CPU cores. The thermal view is never seen.
 
 from ml_collections import ConfigDict
 
-from configs import pad_msip
+from configs import parts
+from configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; the argument `scenes` is accepted and changes nothing."""
-    if arg not in ("", "scenes"):
-        raise ValueError(f"unknown argument {arg!r}; allowed: scenes")
-    config = pad_msip.get_config("scenes,full")
-    config.total_steps = 6000
+    parts.words(arg, "scenes")
+    config = pad.pretraining("base")
+    pad.scenes(config)
+    config.total_steps, config.batch_size = 6000, 128
+    config.trainable, config.method = "everything", parts.named("none")
     config.model.weights = ""
-    config.data.view = "visible"
-    config.data.num_scenes = 8192
+    config.data.view, config.data.num_scenes = "visible", 8192
     config.data.mean, config.data.std = 0.467, 0.198  # of the visible scenes
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.warmup_share = 0.05
-    config.run.save_model = "float16"
+    schedule = parts.named("cosine", warmup=0.05, end=0.0)
+    config.optimizer = parts.adamw(4e-3, schedule, lr_batch=256, weight_decay=0.05)
+    config.optimizer.beta2 = 0.95
     config.eval.probe_view = "visible"
+    config.run.save_model = "float16"
     config.run.pictures_every = config.run.checkpoint_every = 1000
     return config

@@ -19,17 +19,22 @@ Arguments: those of `pad_soda`.
 
 from ml_collections import ConfigDict
 
-from configs import pad_soda, parts
+from configs import parts
+from configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
-    config = pad_soda.get_config(arg)
-    if "scenes" in arg.split(","):
-        return config
-    config.total_steps = 9800
-    config.data.path, config.data.layout = config.get_ref("root") + "/mfnet", "mfnet"
+    words = parts.words(arg, *pad.SEGMENTER_WORDS)
+    config = ConfigDict({"total_steps": 9800, "batch_size": 8, "seed": 0, "baselines": False})
+    pad.segmenter(config, "mfnet", words)
     config.test = ConfigDict({"val": {"split": "val"}, "test": {"split": "test"}})
-    config.optimizer.warmup_share = 1000 / config.total_steps
+    warmup = 1000 / config.total_steps
+    schedule = parts.named("polynomial", warmup=warmup, power=1.0, end=0.0)
+    config.optimizer = parts.adamw(
+        1e-4, schedule, weight_decay=0.05, layer_decay=0.65, rules=pad.SEGMENTER_RULES
+    )
     parts.look_up_every(config, 700)
+    if "scenes" in words:
+        pad.segmenter_scenes(config)
     return config

@@ -19,27 +19,34 @@ Arguments: those of `pad_msip`.
 
 from ml_collections import ConfigDict
 
-from configs import pad_msip
+from configs import parts
+from configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings of `pad_msip` with the same argument, with MILAN for MAE."""
-    config = pad_msip.get_config(arg)
-    on_scenes = "scenes" in arg.split(",")
+    words = parts.words(arg, *pad.WORDS)
+    config = pad.pretraining(parts.one_of(words, pad.SIZES, "base"))
+    config.total_steps, config.batch_size = 100 * pad.EPOCH, 4096
+    schedule = parts.named("cosine", warmup=0.3, end=0.0)
+    # The rate is for 256 images: 1.6e-3 at 4096.
+    config.optimizer = parts.adamw(1e-4, schedule, lr_batch=256, weight_decay=0.05)
+    config.optimizer.beta2, config.optimizer.rules = 0.95, pad.LATE_GATES
     config.task.name = "milan"
-    with config.unlocked():
-        config.task.target = "features"  # or "pixels"
-        config.task.semantic_masking = True
-        config.task.teacher = "vit_micro" if on_scenes else "clip_b16"
-        config.task.teacher_weights = (
-            "vit_micro_scenes" if on_scenes else "clip_vit_b16.safetensors"
-        )
-        config.task.teacher_statistics = "data"  # infrared's, as published; "teacher": its own
-    if config.model.weights and on_scenes:
+    config.task.target = "features"  # or "pixels"
+    config.task.semantic_masking = True
+    config.task.teacher, config.task.teacher_weights = "clip_b16", "clip_vit_b16.safetensors"
+    config.task.teacher_statistics = "data"  # infrared's, as published; "teacher": its own
+    config.model.weights = config.model.weights.replace("mae_pretrain_", "milan_")
+    # The teacher that MMSelfSup's file holds, and the settings of its data pipeline.
+    config.model.allow_unexpected = (r"(visual|data_preprocessor|target_generator)\..*",)
+    if "scenes" in words:
+        pad.scenes(config)
+        pad.short_course(config)
+        config.task.teacher, config.task.teacher_weights = "vit_micro", "vit_micro_scenes"
         # The shipped decoder is MAE's: what fits of it is taken, blocks and prediction are new.
         config.model.allow_missing = config.model.allow_unexpected = (r"decoder/(blocks|pred)/.*",)
-    elif config.model.weights:
-        config.model.weights = config.model.weights.replace("mae_pretrain_", "milan_")
-        # The teacher that MMSelfSup's file holds, and the settings of its data pipeline.
-        config.model.allow_unexpected = (r"(visual|data_preprocessor|target_generator)\..*",)
+    pad.PARADIGMS[parts.one_of(words, pad.PARADIGMS, "pad")](config)
+    if not config.model.weights:
+        config.model.allow_missing = config.model.allow_unexpected = ()
     return config

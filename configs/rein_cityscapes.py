@@ -20,38 +20,50 @@ Arguments (after a colon, joined by commas): those of `rein_gta` but for its tra
 
 from ml_collections import ConfigDict
 
-from configs import rein_gta
+from configs import parts
+from configs.parts import rein
 
 LARGE_TESTS = {"cityscapes": (2048, 1024), "acdc": (1920, 1080)}  # longest, shortest side
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
-    words = [word for word in arg.split(",") if word]
-    if set(words) & set(rein_gta.MORE):
-        raise ValueError(f"{arg!r}: training sets besides GTA5 are arguments of rein_gta")
-    small = "small_crops" in words
-    words = [word for word in words if word != "small_crops"]
-    if not set(words) & set(rein_gta.TESTS):
-        words += ["bdd100k", "mapillary"] if small else ["cityscapes", "acdc"]
-    config = rein_gta.get_config(",".join(words))
+    words = parts.words(arg, *rein.BACKBONES, *rein.WAYS, *rein.TESTS, "small_crops", "scenes")
+    config = ConfigDict({"total_steps": 40_000, "seed": 42, "baselines": False, "root": "data"})
+    config.data = parts.folders_and_masks(test_longest=2072, test_shortest=518)
+    schedule = parts.named("polynomial", warmup=0.0, power=0.9, end=0.0)
+    config.optimizer = parts.adamw(1e-4, schedule, weight_decay=0.05, rules=rein.RULES)
+    config.train = ConfigDict({"cityscapes": rein.place(config, "cityscapes", "train")})
+    rein.system(config, words)
+    config.parallel, config.run = parts.parallel(), parts.run()
+    config.eval = parts.windows((512, 512), batch=1)
+    parts.look_up_every(config, 4000)
+    tests = [word for word in words if word in rein.TESTS]
+    if "scenes" in words or "small_crops" in words:
+        small_crops(config, tests or ["bdd100k", "mapillary"])
+    else:
+        large_crops(config, tests or ["cityscapes", "acdc"])
     if "scenes" in words:
-        return config
-    city = rein_gta.place(config, "cityscapes", "train")
-    config.train = ConfigDict({"cityscapes": city})
-    if not small:
-        large_crops(config)
+        rein.scenes(config)
     return config
 
 
-def large_crops(config: ConfigDict) -> None:
+def small_crops(config: ConfigDict, tests: list[str]) -> None:
+    """The recipe for 512 pixels: the schedule of `rein_gta`."""
+    config.batch_size = 4
+    config.data.update({"image_size": (512, 512), "longest": 2048})
+    config.data.short_edges = tuple(int(51.2 * k) for k in range(5, 21))
+    config.test = rein.test_sets(config, tests)
+
+
+def large_crops(config: ConfigDict, tests: list[str]) -> None:
     """The recipe for 1024 pixels."""
     config.batch_size = 8
     config.data.image_size = config.eval.crop = (1024, 1024)
     config.data.short_edges = tuple(int(102.4 * k) for k in range(5, 21))
     config.data.longest = 4096
-    config.optimizer.base_lr = 6e-5 * 256 / config.batch_size
-    config.optimizer.warmup_share = 0.25
+    config.optimizer.lr, config.optimizer.schedule.warmup = 6e-5, 0.25
+    config.test = rein.test_sets(config, tests)
     for name, (longest, shortest) in LARGE_TESTS.items():
         if name in config.test:
             config.test[name].update({"test_longest": longest, "test_shortest": shortest})

@@ -16,22 +16,28 @@ Arguments: those of `spm_ade20k`.
 
 from ml_collections import ConfigDict
 
-from configs import parts, spm_ade20k
+from configs import parts
+from configs.parts import spm
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
-    config = spm_ade20k.get_config(arg)
-    if "scenes" in arg.split(","):
-        return config
-    config.total_steps, config.batch_size = 80_000, 8
-    data = config.data
-    data.path, data.layout = config.get_ref("root") + "/cityscapes", "cityscapes"
-    data.image_size = config.eval.crop = (512, 1024)
-    data.short_edges = tuple(range(512, 2049))  # 1024, times 0.5 to 2
-    data.longest = 4096
-    data.test_longest, data.test_shortest = 2048, 1024
-    config.optimizer.base_lr = 1e-3 * 256 / config.batch_size
-    config.optimizer.warmup_share = 1500 / config.total_steps
+    words = parts.words(arg, *spm.WORDS)
+    config = ConfigDict({"total_steps": 80_000, "batch_size": 8, "seed": 0, "baselines": False})
+    config.root = "data"  # the folder of all data sets
+    config.data = parts.folders_and_masks(image_size=(512, 1024), layout="cityscapes")
+    config.data.path = config.get_ref("root") + "/cityscapes"
+    config.data.short_edges = tuple(range(512, 2049))  # 1024, times 0.5 to 2
+    config.data.longest = 4096
+    config.data.test_longest, config.data.test_shortest = 2048, 1024
+    config.test = ConfigDict({"val": {"split": "val"}})
+    warmup = 1500 / config.total_steps
+    schedule = parts.named("polynomial", warmup=warmup, power=1.0, end=0.0)
+    config.optimizer = parts.adamw(1e-3, schedule, weight_decay=0.01)
+    spm.system(config, words)
+    config.parallel = parts.parallel()
+    config.eval, config.run = parts.windows((512, 1024), batch=1), parts.run()
     parts.look_up_every(config, 4000)
+    if "scenes" in words:
+        spm.scenes(config)
     return config

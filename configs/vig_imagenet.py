@@ -19,59 +19,56 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import gkgnet_coco, parts
+from configs import parts
 
 SIZES = ("ti", "s", "m", "b")
-IMAGES = 1_281_167
+EPOCHS, IMAGES = 300, 1_281_167
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
-    words = [word for word in arg.split(",") if word]
-    allowed = (*SIZES, "plain", "scenes")
-    unknown = set(words) - set(allowed)
-    if unknown:
-        raise ValueError(f"unknown argument {sorted(unknown)}; allowed: {', '.join(allowed)}")
-    size = next((word for word in words if word in SIZES), "ti")
-    config = gkgnet_coco.coco(224, f"pvig_{size}")
-    config.batch_size, config.seed = 1024, 0
-    config.total_steps = 300 * IMAGES // config.batch_size
-    data = config.data
-    data.source, data.layout, data.num_labels = "folders", "", 1000
-    data.augment, data.crop_area, data.balance, data.views = "rand_augment", (0.08, 1.0), 0.0, 3
-    data.test_crop = 0.9
-    config.head = ConfigDict({"name": "mlp"})
-    task = config.task
-    task.name, task.layers = "classification", (3,)
-    del task.loss
-    task.mixup, task.cutmix, task.smoothing = 0.8, 1.0, 0.1
-    optimizer = config.optimizer
-    del optimizer.drops
-    optimizer.base_lr, optimizer.end_lr, optimizer.warmup_share = 5e-4, 1e-5, 20 / 300
-    optimizer.clip_norm = 0.0
-    config.parallel.step.ema = 0.99996
-    config.eval.batch = 128
+    words = parts.words(arg, *SIZES, "plain", "scenes")
+    config = imagenet(parts.one_of(words, SIZES, "ti"))
     if "scenes" in words:
         scenes(config)
     config.model.options.groups = 1 if "plain" in words else 2
     return config
 
 
+def imagenet(size: str) -> ConfigDict:
+    """The released recipe."""
+    config = ConfigDict({"batch_size": 1024, "seed": 0, "baselines": False})
+    config.total_steps = EPOCHS * IMAGES // config.batch_size
+    config.trainable = "everything"
+    config.data = parts.images_and_labels(source="folders", num_labels=1000)
+    config.data.update({"augment": "rand_augment", "crop_area": (0.08, 1.0), "views": 3})
+    config.data.update({"image_size": (224, 224), "test_crop": 0.9})
+    config.test = ConfigDict({"val": {"split": "val"}})
+    config.model = parts.backbone(f"pvig_{size}", "", groups=2, drop_path_rate=0.1)
+    config.model.allow_unexpected = ("head/.*",)
+    config.method, config.head = parts.named("none"), parts.named("mlp")
+    config.task = task = parts.named("classification", layers=(3,), norm=False)
+    task.train_norms, task.load_head = True, False
+    task.mixup, task.cutmix, task.smoothing = 0.8, 1.0, 0.1
+    schedule = parts.named("cosine", warmup=20 / EPOCHS, end=1e-5)
+    config.optimizer = parts.adamw(2e-3, schedule, weight_decay=0.05)
+    config.parallel = parts.parallel()
+    config.parallel.step.ema = 0.99996
+    config.eval = parts.evaluation(every=1000, batch=128, threshold=0.5)
+    config.run = parts.run()
+    return config
+
+
 def scenes(config: ConfigDict) -> None:
     """The laptop's version: the largest object of each scene, too short a course to mix images."""
     config.total_steps, config.batch_size = 600, 32
-    data = config.data
-    data.source, data.image_size, data.num_labels = "scene_objects", (64, 64), 20
-    data.augment, data.crop_area, data.views, data.test_crop = "crop", (0.6, 1.0), 1, 0.0
-    data.num_scenes = 2048
-    data.mean, data.std = (0.467,) * 3, (0.198,) * 3
-    test = {"num_scenes": 256, "scene_seed": 900_002}
-    config.test = ConfigDict(
-        {"clean": {**test, "domain": "synthetic"}, "other": {**test, "domain": "real"}}
-    )
+    config.data = parts.images_and_labels(**parts.SCENES, num_labels=20)
+    config.data.update({"source": "scene_objects", "num_scenes": 2048})
+    config.data.update({"augment": "crop", "crop_area": (0.6, 1.0)})
+    config.test = parts.test_scenes(256)
     config.model.backbone, config.model.options = "vig_micro", ConfigDict()
     config.task.mixup = config.task.cutmix = 0.0
-    config.optimizer.base_lr = 1.6e-2
+    config.optimizer.lr = 2e-3
     config.parallel.step.ema = 0.0
     parts.float32(config)
     parts.look_up_every(config, 300)

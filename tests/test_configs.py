@@ -12,7 +12,7 @@ from vadapt.errors import ConfigError
 from vadapt.partition import count, flatten, split
 from vadapt.run import full_training, run
 from vadapt.tasks import make_task
-from vadapt.training.optim import decay_mask, make_optimizer, rate_factors
+from vadapt.training.optimizers import OptimizerSettings, make_optimizer, treatments
 from vadapt.training.settings import check_settings
 
 # Paradigms of the paper besides the default one, each an argument of pad_msip, and what trains of
@@ -62,8 +62,10 @@ def test_every_setting_of_a_config_is_read(name):
     ("setting", "value", "message"),
     [
         ("totl_steps", 3, "nothing reads config.totl_steps; nearest: 'total_steps'"),
-        ("optimizer.base_ler", 0.1, "config.optimizer has no option 'base_ler'; .*'base_lr'"),
-        ("optimizer.drops", 0.1, "config.optimizer: drops=0.1 is no Sequence"),
+        ("optimizer.weight_decays", 0.1, "adamw has no option 'weight_decays'; .*'weight_decay'"),
+        ("optimizer.momentum", 0.9, "adamw has no option 'momentum'"),
+        ("optimizer.schedule.warm_up", 0.1, "cosine has no option 'warm_up'; .*'warmup'"),
+        ("optimizer.rules", ((".*", {"rat": 0.1}),), "rules: '.*' gives .*'rat'.* some of rate"),
         ("parallel.step.acumulate", 2, "config.parallel.step has no .*'accumulate'"),
         ("run.checkpoint_evry", 5, "config.run has no .*nearest: 'checkpoint_every'"),
     ],
@@ -124,8 +126,7 @@ def test_paper_settings_are_the_papers():
     from configs import pad_msip
 
     config = pad_msip.get_config()
-    peak = config.optimizer.base_lr * config.batch_size / 256
-    assert peak == pytest.approx(1.6e-3)
+    assert OptimizerSettings.of(config.optimizer).peak(config.batch_size) == pytest.approx(1.6e-3)
     assert config.total_steps == 100 * (178_756 // 4096)
     assert pad_msip.get_config("scratch").total_steps == 400 * (178_756 // 4096)
     assert pad_msip.get_config("full_layer_decay").optimizer.layer_decay == 0.7
@@ -167,9 +168,9 @@ def test_matchers_are_as_small_as_the_docs_say(name, number):
     model, config = model_of(name)
     parts = split(model, config.trainable)
     assert count(parts.trainable["backbone"]) == number
-    rates = flatten(rate_factors(parts.trainable, config.optimizer.rates))
-    assert {rate for path, rate in rates.items() if path.startswith("head/")} == {0.1}
-    assert {rate for path, rate in rates.items() if path.startswith("backbone/")} == {1.0}
+    found = treatments(OptimizerSettings.of(config.optimizer), parts.trainable)
+    assert {found[path].rate for path in found if path.startswith("head/")} == {0.1}
+    assert {found[path].rate for path in found if path.startswith("backbone/")} == {1.0}
 
 
 def test_pads_segmenter_is_the_papers():
@@ -178,7 +179,8 @@ def test_pads_segmenter_is_the_papers():
     trained = parts.trainable
     assert count(trained["backbone"]) + count(trained["neck"]) == 95_331_648
     leaves = flatten(trained)
-    decayed = flatten(decay_mask(config.optimizer, trained))
+    found = treatments(OptimizerSettings.of(config.optimizer), trained)
+    decayed = {path: bool(treatment.decay) for path, treatment in found.items()}
     by_axes = {path: leaf.ndim > 1 or path.endswith("cls_token") for path, leaf in leaves.items()}
     assert decayed == by_axes
 

@@ -32,7 +32,7 @@ def spawn(*arguments):
     ("arguments", "message"),
     [
         ([SCENES, "--config.totl_steps=3"], "unknown setting config.totl_steps; .*'total_steps'"),
-        ([SCENES, "--config.base_lr=1"], "unknown setting config.base_lr; .*'optimizer.base_lr'"),
+        ([SCENES, "--config.opt_lr=1"], "unknown setting config.opt_lr; .*'optimizer.lr'"),
         (["--config=configs/pad_msip.py:scnes"], r"unknown argument \['scnes'\]; allowed: small"),
         (["--config=configs/pad_mspi.py"], "no config file .*; nearest: 'configs/pad_msip.py'"),
         ([SCENES, "--config.total_steps=many"], "config.total_steps=many: .*expected int"),

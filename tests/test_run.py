@@ -32,7 +32,7 @@ def tiny(**changes):
     config.model.weights = ""
     config.data.view = "visible"  # three channels, as files have: one step for both
     config.method.hidden, config.task.decoder_depth = 32, 1
-    config.optimizer.base_lr = 4e-3
+    config.optimizer.lr = 4e-3
     config.eval.probe_scenes, config.eval.num_pictures = 16, 2
     config.run.pictures_every = 4
     config.run.log_every, config.run.checkpoint_every = 1, 3
@@ -142,12 +142,12 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path, mode):
 def test_a_workdir_of_other_settings_is_refused_with_the_difference(finished):
     workdir, _ = finished
     before = read(workdir, "config.json")
-    config = tiny(seed=7, optimizer__base_lr=0.5, run__log_every=50, parallel__fsdp=2)
+    config = tiny(seed=7, optimizer__lr=0.5, run__log_every=50, parallel__fsdp=2)
     with pytest.raises(ConfigError) as error:
         run.run(config, workdir)
     lines = str(error.value).splitlines()
     assert lines[1:3] == [
-        "  config.optimizer.base_lr: 0.004 there, 0.5 now",
+        "  config.optimizer.lr: 0.00025 there, 0.03125 now",
         "  config.seed: 0 there, 7 now",
     ]
     assert len(lines) == 4

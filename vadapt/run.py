@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vadapt.errors import ConfigError, VadaptError
 from vadapt.runtime.storage import writing
 from vadapt.tasks import make_task
+from vadapt.training.former_settings import comparable
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
 from vadapt.training.task import Task
@@ -34,8 +35,6 @@ FREE = (
     "parallel.step.remat",
     "parallel.step.scan",
 )
-# Settings of older runs that go by another name now.
-MOVED = {"task.semantic_weight": "method.loss_weight"}
 _SHOWN = 8  # differences in a message
 
 
@@ -151,7 +150,6 @@ def full_training(config: Config) -> Config:
     config = without_cache(config)
     with config.unlocked():
         config.method = ConfigDict({"name": "none"})
-        config.optimizer.late = ()
         config.update(config.get("full", {}))
     config.trainable = "everything"
     config.baselines = False
@@ -179,11 +177,8 @@ def claim(config: Config, workdir: Path, *, begun: bool, write: bool = True) -> 
     path = workdir / "config.json"
     wanted = json.loads(json.dumps(config.to_dict()))
     if path.exists() and (begun or (workdir / "result.json").exists()):
-        there, here = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(wanted)
-        for old, new in MOVED.items():
-            if old in there and old not in here:
-                value = there.pop(old)
-                there |= {new: value} if new in here else {}
+        before = json.loads(path.read_text(encoding="utf-8"))
+        there, here = _flat(comparable(before)), _flat(comparable(wanted))
         differences = [
             f"config.{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} now"
             for key in sorted({*there, *here})

@@ -1,53 +1,48 @@
-"""What recipes share: sections whose fields are the same in all, and how often a run looks up."""
+"""What recipes are made of: sections whose fields are the same in all, arguments, scenes.
 
-from typing import Any
+A part gives a section every field that it has, with the usual value; what a recipe is about, it
+gives itself. Systems that several recipes train are modules of their own: `parts.rein` and so on.
+"""
 
-from ml_collections import ConfigDict
+from configs.parts.arguments import one_of, words
+from configs.parts.data import (
+    SCENES,
+    THERMAL,
+    folders_and_masks,
+    images_and_labels,
+    infrared_images,
+    test_scenes,
+)
+from configs.parts.sections import (
+    adamw,
+    backbone,
+    evaluation,
+    float32,
+    look_up_every,
+    micro_backbone,
+    named,
+    parallel,
+    run,
+    windows,
+)
 
-
-def parallel() -> ConfigDict:
-    """How a step computes; see `vadapt.training.step.StepOptions`."""
-    section = ConfigDict()
-    section.fsdp = 1
-    section.frozen_dtype = "bfloat16"
-    section.step = step = ConfigDict()
-    step.compute_dtype = "bfloat16"
-    step.accumulate = 1
-    step.remat = "none"
-    step.scan = False  # over depth: compiles in half the time, takes more memory
-    step.ema = 0.0
-    return section
-
-
-def evaluation(**fields: Any) -> ConfigDict:
-    """When and how a run is evaluated; see `vadapt.training.evaluation.Evaluations`."""
-    section = ConfigDict()
-    section.every = 0  # steps between evaluations while training
-    section.best = ""  # a score, such as mean/miou, whose best checkpoint counts in the end
-    section.patience = 0  # evaluations without a new best after which training ends
-    section.num_pictures = 4
-    section.update(fields)
-    return section
-
-
-def run() -> ConfigDict:
-    """What a run leaves behind, and how often."""
-    section = ConfigDict()
-    section.log_every = 20
-    section.checkpoint_every = 1000
-    section.pictures_every = 1000
-    section.keep_last = 3
-    section.save_model = ""  # a dtype: also write every parameter to WORKDIR/model.safetensors
-    section.wandb = False
-    section.wandb_project, section.wandb_name, section.wandb_entity = "vadapt", "", ""
-    return section
-
-
-def look_up_every(config: ConfigDict, steps: int) -> None:
-    """Evaluate, save and draw at once."""
-    config.eval.every = config.run.checkpoint_every = config.run.pictures_every = steps
-
-
-def float32(config: ConfigDict) -> None:
-    """Everything in float32, as on a laptop."""
-    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
+__all__ = [
+    "SCENES",
+    "THERMAL",
+    "adamw",
+    "backbone",
+    "evaluation",
+    "float32",
+    "folders_and_masks",
+    "images_and_labels",
+    "infrared_images",
+    "look_up_every",
+    "micro_backbone",
+    "named",
+    "one_of",
+    "parallel",
+    "run",
+    "test_scenes",
+    "windows",
+    "words",
+]

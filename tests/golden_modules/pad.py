@@ -17,7 +17,7 @@ from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify
 from vadapt.nn.blocks import Block
 from vadapt.nn.positions import resize_table, sincos_table
 from vadapt.tasks.mae import random_masking
-from vadapt.training.optim import warmup_cosine
+from vadapt.training.schedules import warmup_cosine
 
 Arrays = dict[str, Any]
 

@@ -13,7 +13,9 @@ from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc
 from vadapt.nn.positions import relative_position_index
 from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.mae import MaskedAutoencoder, random_masking
-from vadapt.training.optim import decays, layer_decay_scales, make_optimizer, warmup_cosine
+from vadapt.training.layer_decay import layer_factors
+from vadapt.training.optimizers import decays, make_optimizer
+from vadapt.training.schedules import warmup_cosine
 from vadapt.training.step import StepOptions, init_state, make_step, single
 from vadapt.weights.families.mae import MAE
 from vadapt.weights.tables import revert
@@ -38,13 +40,13 @@ def training_steps(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     steps = config["epochs"] * config["steps_per_epoch"]
     late = (round(config["scale_epoch"] * config["epochs"]) + 1) * config["steps_per_epoch"]
     settings = {
+        "lr": config["lr"],
+        "schedule": {"name": "cosine"},  # by epochs: below
         "beta1": config["betas"][0],
         "beta2": config["betas"][1],
         "epsilon": config["eps"],
         "weight_decay": config["weight_decay"],
-        "layer_decay": 1.0,
-        "clip_norm": 0.0,
-        "late": ((r".*/gate/proj/kernel", late / steps),),
+        "rules": ((r".*/gate/proj/kernel", {"start": late / steps}),),
     }
 
     def schedule(step: Any) -> Any:
@@ -129,7 +131,7 @@ def layer_decay_groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays
     }
     parts = split(build_autoencoder(sizes | config), EVERYTHING)
     leaves = flatten(parts.trainable)
-    scales = flatten(layer_decay_scales(parts.trainable, config["layer_decay"]))
+    scales = layer_factors(list(leaves), config["layer_decay"])
     decay = {
         path: config["weight_decay"] * decays(path, leaf, by_layer=True)
         for path, leaf in leaves.items()

@@ -25,7 +25,8 @@ from vadapt.heads.upernet import UPerNet
 from vadapt.necks.learned import Deconvolutions
 from vadapt.partition import EVERYTHING, flatten, split, variables
 from vadapt.tasks.sliding import Inference
-from vadapt.training.optim import decays, layer_decay_scales
+from vadapt.training.layer_decay import layer_factors
+from vadapt.training.optimizers import decays
 from vadapt.weights.families.upernet import PAD_SEGMENTER
 from vadapt.weights.tables import revert
 
@@ -164,8 +165,7 @@ def layer_decay_groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays
         for name in revert({path: values[path]}, PAD_SEGMENTER, backbone="backbone/")[0]
     }
     by_name = {name.replace("backbone.backbone.", "backbone."): p for name, p in reverted.items()}
-    tree = split(model, EVERYTHING).trainable
-    scales = flatten(layer_decay_scales(tree, config["layer_decay_rate"]))
+    scales = layer_factors(list(leaves), config["layer_decay_rate"])
     # Stand-ins for heads: a layer, and a norm behind one of them.
     stand_ins = {
         "auxiliary_head.bias": 1,

@@ -10,7 +10,8 @@ import numpy as np
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays
 from tests.golden_modules.programs import compiled
-from vadapt.training.optim import decay_mask, rate_factors, warmup_polynomial
+from vadapt.training.optimizers import OptimizerSettings, Treatment, treatments
+from vadapt.training.schedules import warmup_polynomial
 from vadapt.weights.families.dinov2 import DINOV2
 from vadapt.weights.families.rein import REIN, with_rein
 
@@ -67,10 +68,10 @@ def groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
         for name, place in places.items()
         if place.startswith(("adapter/", "neck/", "head/"))
     }
-    factors, decayed = optimizer_rules(config, sorted(trained.values()))
+    found = optimizer_rules(config, sorted(trained.values()))
     wrong = {}
     for name, place in trained.items():
-        rates = [config["lr"] * factors[place], config["weight_decay"] * decayed[place]]
+        rates = [config["lr"] * found[place].rate, config["weight_decay"] * found[place].decay]
         expected = optimized.get(name)
         if expected is None or not np.allclose(rates, expected, rtol=1e-9, atol=0.0):
             wrong[name] = (rates, expected)
@@ -82,40 +83,28 @@ def groups(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     }
 
 
-def optimizer_rules(config: Fields, paths: list[str]) -> tuple[dict[str, float], dict[str, bool]]:
-    """The factor of the rate of every path, and whether it decays, by vadapt's own rules.
+def optimizer_rules(config: Fields, paths: list[str]) -> dict[str, Treatment]:
+    """How every path is treated, by vadapt's own rules.
 
     Of the original's keys the longest that is in a name decides, of equal ones the first by the
-    alphabet; norms that no key names have a factor of decay of their own.
+    alphabet; norms that no key names have a factor of decay of their own, all else decays.
     """
     keys = config["custom_keys"]
     unknown = sorted(set(keys.names()) - set(PARTS))
     if unknown:
         raise ValueError(f"custom_keys {unknown}; PARTS has no pattern for them")
     in_order = sorted(sorted(keys.names()), key=len, reverse=True)
-    rates = [(PARTS[name], keys[name].get("lr_mult", 1.0)) for name in in_order]
-    decays = [(PARTS[name], keys[name].get("decay_mult", 1.0)) for name in in_order]
-    tree = {path: np.zeros(()) for path in paths}
+    factors = {"rate": "lr_mult", "decay": "decay_mult"}
+    rules = [
+        (PARTS[name], {ours: keys[name].get(theirs, 1.0) for ours, theirs in factors.items()})
+        for name in in_order
+    ]
+    rules += [(NORMS, {"decay": config["norm_decay_mult"]}), (".*", {"decay": 1.0})]
     # The optimizer refuses patterns without a match.
-    matched = [rate for rate in rates if any(re.fullmatch(rate[0], path) for path in paths)]
-    rules = {
-        "layer_decay": 1.0,
-        "undecayed": undecayed([*decays, (NORMS, config["norm_decay_mult"])]),
-    }
-    return rate_factors(tree, matched), decay_mask(rules, tree)
-
-
-def undecayed(factors: list[tuple[str, float]]) -> str:
-    """One pattern for what does not decay, where the first pattern that matches a path decides."""
-    parts, before = [], ""
-    for pattern, factor in factors:
-        if factor not in (0.0, 1.0):
-            raise ValueError(f"decay_mult is {factor}; in vadapt a path decays or does not")
-        if factor:
-            before += f"(?!(?:{pattern})$)"
-        else:
-            parts.append(f"{before}(?:{pattern})")
-    return "|".join(parts)
+    matched = [rule for rule in rules if any(re.fullmatch(rule[0], path) for path in paths)]
+    schedule = {"name": "polynomial"}
+    settings = OptimizerSettings(lr=config["lr"], schedule=schedule, rules=matched)
+    return treatments(settings, {path: np.zeros(()) for path in paths})
 
 
 MODULES = {

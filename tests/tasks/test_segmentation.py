@@ -58,7 +58,7 @@ def folder_config(root):
     config.model.options = ConfigDict({"positions": "sincos"})
     config.model.allow_unexpected = ("decoder/.*",)
     config.task.layers = (5,)
-    config.optimizer.base_lr = 0.3
+    config.optimizer.lr = 0.3 * config.batch_size / 256
     config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
     config.eval.crop, config.eval.batch, config.eval.windows = (48, 48), 2, 2
     parts.look_up_every(config, 30)

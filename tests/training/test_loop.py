@@ -270,8 +270,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
 
 def test_a_loss_that_explodes_names_step_and_metric(tmp_path):
     config = toy_config()
-    config.optimizer.base_lr = 1e30
-    with pytest.raises(TrainingError, match=r"\w+ is (nan|inf) at step \d+; .*base_lr"):
+    config.optimizer.lr = 1e30
+    with pytest.raises(TrainingError, match=r"\w+ is (nan|inf) at step \d+; .*optimizer\.lr"):
         fit(config, tmp_path)
 
 

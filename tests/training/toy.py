@@ -30,9 +30,8 @@ def toy_config(**changes):
     config.total_steps, config.batch_size, config.seed = 12, 8, 0
     config.trainable = "default"
     config.task = {"noise": 0.1, "pause": 0.0, "stop_at": -1, "kill_at": -1, "nan_at": -1}
-    config.optimizer = {"base_lr": 0.1, "end_lr": 0.0, "warmup_share": 0.2, "beta1": 0.9}
-    config.optimizer.update({"beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.05})
-    config.optimizer.update({"layer_decay": 1.0, "clip_norm": 0.0, "late": ()})
+    config.optimizer = {"lr": 0.1, "lr_batch": 256, "beta2": 0.95, "weight_decay": 0.05}
+    config.optimizer.schedule = {"name": "cosine", "warmup": 0.2}
     config.parallel = {"fsdp": 1, "frozen_dtype": "float32"}
     config.parallel.step = {"compute_dtype": "float32", "accumulate": 1}
     config.parallel.step.update({"remat": "none", "ema": 0.0})

@@ -121,7 +121,7 @@ def config_of(**parallel):
     config = toy_config(total_steps=8, run={"log_every": 1, "checkpoint_every": 3})
     config.parallel.fsdp = parallel.pop("fsdp", 1)
     config.parallel.step.update(parallel)
-    config.optimizers = {"critic": {**config.optimizer, "base_lr": 0.3}}
+    config.optimizers = {"critic": {**config.optimizer, "lr": 0.3}}
     return config
 
 

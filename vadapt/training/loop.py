@@ -21,7 +21,7 @@ from vadapt.runtime.program_cache import ProgramCache
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.evaluation import Evaluations, best_of
 from vadapt.training.logging import RunLog
-from vadapt.training.program import Program, check_batch, make_program
+from vadapt.training.program import Program, check_batch, make_program, optimizer_tables
 from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
 from vadapt.training.task import Task
@@ -270,7 +270,7 @@ class Watch:
         good = self._checkpoints.latest()
         return (
             f"{name} is {value} at step {step}; the last good checkpoint is "
-            f"{'none' if good is None else f'step {good}'}. Lower config.optimizer.base_lr, set "
+            f"{'none' if good is None else f'step {good}'}. Lower config.optimizer.lr, set "
             "config.optimizer.clip_norm, or compute in float32, in a new workdir."
         )
 
@@ -282,6 +282,7 @@ def _prepare(session: Session) -> Run:
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
     del model
+    log.text(optimizer_tables(parts.trainable, task, config))
     program = make_program(parts, task, config, mesh)
     frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
     frozen = sharding.place(frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen))

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
 from vadapt.partition import Partition, Tree, choose
-from vadapt.training.optim import learning_rate, make_optimizer
+from vadapt.training.optimizers import learning_rate, make_optimizer, optimizer_table
 from vadapt.training.step import Learner, State, StepOptions, cast, init_state, make_step
 from vadapt.training.task import Player, Task, players_of
 
@@ -91,14 +90,28 @@ def make_program(parts: Partition, task: Task, config: Any, mesh: Mesh) -> Progr
     )
 
 
+def optimizer_tables(trainable: Tree, task: Task, config: Any) -> str:
+    """How every parameter is trained, for people; see `optimizers.optimizer_table`."""
+    tables = []
+    for player in players_of(task):
+        own = choose(trainable, player.owns)
+        lengths = {"total_steps": config.total_steps, "batch_size": config.batch_size}
+        tables.append(optimizer_table(_settings(player, config), own, **lengths))
+    return "\n".join(tables)
+
+
+def _settings(player: Player, config: Any) -> Any:
+    """A player's section of `config.optimizers`, or `config.optimizer`."""
+    return config.get("optimizers", {}).get(player.name, config.optimizer)
+
+
 def _learner(player: Player, trainable: Tree, config: Any) -> Learner:
-    """A player with the optimizer of `config.optimizers`, or that of `config.optimizer`."""
-    settings = config.get("optimizers", {}).get(player.name, config.optimizer)
+    """A player with its optimizer."""
+    settings = _settings(player, config)
     schedule = learning_rate(settings, config.total_steps, config.batch_size)
-    found = Learner(player, optax.identity(), schedule)
-    own = choose(trainable, found.owns)
-    made = make_optimizer(settings, own, schedule, total_steps=config.total_steps)
-    return found._replace(optimizer=made)
+    own = choose(trainable, player.owns)
+    optimizer = make_optimizer(settings, own, schedule, total_steps=config.total_steps)
+    return Learner(player, optimizer, schedule)
 
 
 def check_batch(config: Any, devices: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,33 +9,11 @@ from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, nearest
 from vadapt.options import check
+from vadapt.training.optimizers import learning_rate
 from vadapt.training.step import StepOptions
 
 # Settings beside the sections; `root` is a folder that paths of data refer to.
 TOP = ("total_steps", "batch_size", "seed", "trainable", "baselines", "root")
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """Fields of `config.optimizer`, and of each player in `config.optimizers`.
-
-    See `optim.learning_rate` for the first six, `optim.make_optimizer` for the others.
-    """
-
-    base_lr: float
-    end_lr: float = 0.0
-    warmup_share: float = 0.0
-    power: float | None = None
-    drops: Sequence[float] | None = None
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    undecayed: str | None = None
-    layer_decay: float = 1.0
-    rates: Sequence[Any] = ()
-    clip_norm: float = 0.0
-    late: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -74,13 +51,12 @@ def check_settings(config: Any) -> None:
     unknown = [key for key, x in config.items() if not isinstance(x, ConfigDict) and key not in TOP]
     if unknown:
         raise ConfigError(f"nothing reads config.{unknown[0]}; {nearest(unknown[0], TOP)}")
+    for settings in (config.optimizer, *config.get("optimizers", {}).values()):
+        learning_rate(settings, 1, 1)  # which checks them
     sections = {
-        "optimizer": (OptimizerSettings, config.optimizer),
         "parallel": (ParallelSettings, config.parallel),
         "parallel.step": (StepOptions, config.parallel.step),
         "run": (RunSettings, config.run),
     }
-    for name, settings in config.get("optimizers", {}).items():
-        sections[f"optimizers.{name}"] = (OptimizerSettings, settings)
     for section, (fields, settings) in sections.items():
         check(section, f"config.{section}", fields, dict(settings), complete=False)

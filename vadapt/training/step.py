@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,12 +53,10 @@ class Learner(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: Callable[[Any], Any]
 
-    def owns(self, path: str) -> bool:
-        return re.fullmatch(self.player.trains, path) is not None
-
     def divide(self, trainable: Tree) -> tuple[Tree, Tree]:
         """What this one trains, and the rest."""
-        return choose(trainable, self.owns), choose(trainable, lambda path: not self.owns(path))
+        owns = self.player.owns
+        return choose(trainable, owns), choose(trainable, lambda path: not owns(path))
 
     def update(self, grads: Tree, held: Any, own: Any) -> tuple[Any, Any]:
         """What it trains after a step, and its optimizer's state."""
@@ -187,7 +184,7 @@ def _remember(
 
 def _check_owners(trainable: Tree, learners: Sequence[Learner]) -> None:
     for path in flatten(trainable):
-        owners = [one.player.name for one in learners if one.owns(path)]
+        owners = [one.player.name for one in learners if one.player.owns(path)]
         if len(owners) != 1:
             raise ConfigError(
                 f"{path!r} trains and is of {len(owners)} players{': ' if owners else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -97,6 +98,10 @@ class Player(NamedTuple):
     name: str  # of its metrics, and of its settings in `config.optimizers`, if it has its own
     trains: str  # a pattern of whole paths, among what the partition lets train
     loss: Any  # as `Task.loss`
+
+    def owns(self, path: str) -> bool:
+        """Whether it trains the parameter of this path."""
+        return re.fullmatch(self.trains, path) is not None
 
 
 def players_of(task: Task) -> tuple[Player, ...]:

@@ -1,0 +1,77 @@
+"""How recipes are written, and that they keep the numbers that they had."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.recipes import CONFIGS, config_of
+from vadapt.training.former_settings import comparable
+
+ROOT = Path(__file__).parent.parent / "configs"
+# The settings of recipes and their arguments before optimizers and schedules had names: those of
+# the default argument whole, of others what differs; of long tuples their ends and length.
+FORMER = json.loads((Path(__file__).parent / "recipes_of_0_1.json").read_text(encoding="utf-8"))
+LONG = 20
+ALIKE = 10  # lines in a row
+
+
+def former(variant):
+    """The former settings of a recipe with an argument, by dotted names."""
+    settings = {**FORMER[variant.partition(":")[0] + ":"], **FORMER[variant]}
+    gone = settings.pop("absent", ())
+    return {name: value for name, value in settings.items() if name not in gone}
+
+
+def nested(flat):
+    tree = {}
+    for name, value in flat.items():
+        *sections, last = name.split(".")
+        held = tree
+        for section in sections:
+            held = held.setdefault(section, {})
+        held[last] = value
+    return tree
+
+
+def leaves(tree, prefix=""):
+    if isinstance(tree, dict):
+        return {k: v for name, x in tree.items() for k, v in leaves(x, f"{prefix}{name}.").items()}
+    if isinstance(tree, list) and len(tree) > LONG:
+        tree = f"{tree[0]} to {tree[-1]}, {len(tree)} values"
+    return {prefix[:-1]: tree}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recipes_keep_their_numbers(name):
+    arguments = [v.partition(":")[2] for v in FORMER if v.partition(":")[0] == name]
+    assert arguments[0] == ""
+    for argument in arguments:
+        kept = ("full", "run", "parallel", "baselines")  # sections that the file leaves out
+        now = json.loads(json.dumps(config_of(name, argument).to_dict()))
+        now = leaves(comparable({key: x for key, x in now.items() if key not in kept}))
+        before = leaves(comparable(nested(former(f"{name}:{argument}"))))
+        del now["data.path"], before["data.path"]  # of scenes it was where files would lie
+        assert now == before, argument
+
+
+def test_no_recipe_imports_another():
+    for path in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("configs"):
+                names = {alias.name for alias in node.names}
+                assert names == {"parts"} or node.module.startswith("configs.parts"), path
+
+
+def test_no_two_recipes_share_ten_lines_in_a_row():
+    """Of code: what a docstring says, and empty lines, do not count."""
+    places = {}
+    for path in sorted(ROOT.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        body = source.split('"""', 2)[2].splitlines()
+        code = [line.strip() for line in body if line.strip()]
+        for start in range(len(code) - ALIKE + 1):
+            places.setdefault(tuple(code[start : start + ALIKE]), set()).add(path.stem)
+    alike = [(names, lines) for lines, names in places.items() if len(names) > 1]
+    assert not alike
