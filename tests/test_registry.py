@@ -80,7 +80,7 @@ class Task(SegmentationTask):
 
 
 SOURCELESS = (
-    *("tasks", "sources", "sources of labels"),
+    *("tasks", "sources", "sources of labels", "optimizers", "schedules"),
     *("losses of pixels", "necks", "heads of labels"),
 )
 

@@ -17,6 +17,8 @@ from vadapt.heads import DECODERS, LABELS, SEGMENTATION
 from vadapt.losses import PIXEL_LOSSES
 from vadapt.necks import NECKS
 from vadapt.tasks import TASKS, image_labels, inputs
+from vadapt.training.optimizers import OPTIMIZERS
+from vadapt.training.schedules import SCHEDULES
 
 KINDS: dict[str, Mapping[str, Any]] = {
     "backbones": BACKBONES,
@@ -29,6 +31,8 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "sources": inputs.SOURCES,
     "sources of labels": image_labels.SOURCES,
     "tasks": TASKS,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
 }
 
 

@@ -68,14 +68,14 @@ def make_schedule(settings: Any, lr: float, total_steps: int) -> Schedule:
 
 
 def constant(lr: float, total_steps: int, *, warmup: float = 0.0) -> Schedule:
-    """A linear warm-up from 0 over this share of all steps, then `lr`."""
+    """Linear warm-up from 0 over this share of all steps, then `lr`."""
     if not warmup:
         return optax.constant_schedule(lr)
     return optax.linear_schedule(0.0, lr, max(round(warmup * total_steps), 1))
 
 
 def cosine(lr: float, total_steps: int, *, warmup: float = 0.0, end: float = 0.0) -> Schedule:
-    """`warmup_cosine` over all steps, from 0 to `lr` to the rate `end`."""
+    """Linear warm-up from 0, then half a cosine to the rate `end`: `warmup_cosine` of all steps."""
     return lambda step: warmup_cosine(
         step, peak=lr, end=end, warmup=warmup * total_steps, total=total_steps
     )
@@ -90,7 +90,7 @@ def polynomial(
     power: float = 1.0,
     start: float = 1e-6,
 ) -> Schedule:
-    """`warmup_polynomial` over all steps, from `start` * `lr` to `lr` to the rate `end`."""
+    """Linear warm-up, then a polynomial to the rate `end`: `warmup_polynomial` of all steps."""
     return lambda step: warmup_polynomial(
         step,
         peak=lr,
@@ -111,7 +111,7 @@ def staircase(
     factor: float = 0.1,
     start: float = 1e-3,
 ) -> Schedule:
-    """`warmup_steps` with `drops` at these shares of all steps."""
+    """Linear warm-up, then falls to a tenth at shares of all steps: `warmup_steps`."""
     at = [round(share * total_steps) for share in drops]
     return lambda step: warmup_steps(
         step, peak=lr, warmup=warmup * total_steps, drops=at, factor=factor, start=start
