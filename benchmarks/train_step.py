@@ -125,7 +125,7 @@ def vadapt_training(job: Job, paradigm: str) -> Training:
     def peak() -> int | None:
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    return Training(count(state["trainable"]), step, jax.block_until_ready, peak)
+    return Training(count(state.trainable), step, jax.block_until_ready, peak)
 
 
 def torch_training(job: Job, paradigm: str, compiles: bool) -> Training:

@@ -68,7 +68,7 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
         "slices": slices,
         "chips": program.mesh.size,
         "batch": shared_batch(config, program.mesh.size),
-        "trainable_bytes": num_bytes(program.state["trainable"]),
+        "trainable_bytes": num_bytes(program.state.trainable),
         "frozen_bytes": num_bytes(program.frozen),
     }
     if slices > 1:

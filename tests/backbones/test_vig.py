@@ -213,11 +213,11 @@ def test_a_backbone_that_trains_moves_its_statistics(model):
     made = nnx.clone(model)
     made.train()
     before, after = stepped(made, "everything")
-    flat = flatten(after["variables"])
-    for path, value in flatten(before["variables"]).items():
+    flat = flatten(after.variables)
+    for path, value in flatten(before.variables).items():
         assert np.abs(flat[path] - value).max() > 1e-4, path
-    flat = flatten(after["trainable"])
-    for path, value in flatten(before["trainable"]).items():
+    flat = flatten(after.trainable)
+    for path, value in flatten(before.trainable).items():
         if re.fullmatch(r".*/(conv|linear)/bias|stages/\d/\d/fc1/norm/bias", path):
             continue  # a norm follows, which takes away what all places have in common
         assert np.abs(flat[path] - value).max() > 0, path
@@ -225,11 +225,11 @@ def test_a_backbone_that_trains_moves_its_statistics(model):
 
 def test_a_frozen_backbone_keeps_its_statistics(model):
     before, after = stepped(model, "positions/.*")
-    flat = flatten(after["variables"])
-    for path, value in flatten(before["variables"]).items():
+    flat = flatten(after.variables)
+    for path, value in flatten(before.variables).items():
         np.testing.assert_array_equal(flat[path], value, err_msg=path)
     path = "positions/pos_embed"
-    assert (flatten(after["trainable"])[path] != flatten(before["trainable"])[path]).any()
+    assert (flatten(after.trainable)[path] != flatten(before.trainable)[path]).any()
 
 
 def test_the_micro_model_fits_small_images_without_a_warning():

@@ -77,7 +77,7 @@ def training_steps(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
         "loss": np.stack([metrics["loss"] for metrics in log]),
         "lr": np.stack([metrics["learning_rate"] for metrics in log]),
         "scalar_pred_frozen": np.arange(steps) < late,
-        **{f"final/{k}": v for k, v in official(flatten(state["trainable"])).items()},
+        **{f"final/{k}": v for k, v in official(flatten(state.trainable)).items()},
     }
 
 

@@ -159,7 +159,7 @@ def test_a_rematerialising_step_runs_the_student_twice_and_the_teacher_once(task
 def test_training_lowers_the_loss_and_moves_only_what_it_may(stepped):
     parts, state, losses = stepped
     assert losses[-1] < losses[0] <= 4.0
-    before, after = flatten(parts.trainable), flatten(state["trainable"])
+    before, after = flatten(parts.trainable), flatten(state.trainable)
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     assert {"decoder/pred/kernel", "backbone/blocks/0/mlp/adapter/up/kernel"} <= moved
     assert not any("teacher" in path for path in before)
@@ -167,7 +167,7 @@ def test_training_lowers_the_loss_and_moves_only_what_it_may(stepped):
 
 def test_the_exported_part_is_the_backbone_without_the_teacher(task, stepped, tmp_path):
     parts, state, _ = stepped
-    model = merge(parts.graph, state["trainable"], parts.frozen, state["variables"])
+    model = merge(parts.graph, state.trainable, parts.frozen, state.variables)
     exported = split(task.export(model))
     assert all("adapter" in path or "gate" in path for path in flatten(exported.trainable))
     assert not any("teacher" in path for path in flatten(exported.frozen))

@@ -1,5 +1,6 @@
 """The loop: what was interrupted ends as if nothing had happened, on any number of devices."""
 
+import functools
 import json
 import os
 import random
@@ -148,6 +149,23 @@ def test_behind_a_damaged_checkpoint_the_one_before_goes_on(uninterrupted, tmp_p
     log = (tmp_path / "log.txt").read_text()
     assert "checkpoint 12" in log
     assert "going on from step 8" in log
+
+
+def test_a_checkpoint_of_plain_dictionaries_goes_on(uninterrupted, tmp_path):
+    """Runs of before there was a `State` stored its fields as keys."""
+    names, tree = stored(uninterrupted[0], 8), {}
+    for name, value in names.items():
+        *parents, last = re.findall(r"\['(.*?)'\]", name)
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[last] = value
+    assert tree.keys() == {"state", "position"}
+    assert tree["state"].keys() == {"trainable", "optimizer", "step"}  # no leaf is without a name
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(8, tree)
+    assert fit(toy_config(), tmp_path).finished
+    ours, theirs = stored(tmp_path), stored(uninterrupted[0])
+    assert ours.keys() == theirs.keys() == names.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
 def test_a_killed_run_loses_only_what_came_after_the_last_save(tmp_path):

@@ -16,7 +16,9 @@ from vadapt.losses import mask2former
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.partition import EVERYTHING, Head, Partition, Statistic, flatten, mark, merge, split
 from vadapt.remat import rematerialise
-from vadapt.training.step import StepOptions, init_state, make_step, single
+from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.step import State, StepOptions, init_state, make_step, single
+from vadapt.training.stored_tree import as_dict
 
 
 class Classifier(nnx.Module):
@@ -82,7 +84,7 @@ def close(found, expected, tolerance):
 def test_training_lowers_the_loss_and_counts_steps():
     first, (state, last) = train(steps=1)[1], train(steps=10)
     assert last["loss"] < first["loss"]
-    assert int(state["step"]) == 10
+    assert int(state.step) == 10
     assert set(last) == {"loss", "grad_norm", "learning_rate", "accuracy"}
 
 
@@ -90,7 +92,7 @@ def test_frozen_leaves_do_not_change():
     parts = small()
     before = jax.tree.map(np.array, parts.frozen)
     state, _ = plain()
-    model = merge(parts.graph, state["trainable"], parts.frozen, state["variables"])
+    model = merge(parts.graph, state.trainable, parts.frozen, state.variables)
     after = split(model).frozen
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
@@ -99,7 +101,7 @@ def test_optimizer_state_holds_exactly_the_trainable_leaves():
     parts = small()
     learners = single(loss_fn, optax.adam(0.1), lambda _: 0.1)
     state = init_state(parts, learners, StepOptions())
-    moments = [leaf for leaf in jax.tree.leaves(state["optimizer"]) if leaf.ndim]
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(parts.trainable))
     assert sum(leaf.size for leaf in moments) == 2 * sum(
         leaf.size for leaf in jax.tree.leaves(parts.trainable)
@@ -108,7 +110,7 @@ def test_optimizer_state_holds_exactly_the_trainable_leaves():
 
 def test_accumulated_steps_are_the_same_steps():
     state, metrics = train(StepOptions(accumulate=4))
-    close(state["trainable"], plain()[0]["trainable"], 1e-5)
+    close(state.trainable, plain()[0].trainable, 1e-5)
     assert metrics["loss"] == pytest.approx(float(plain()[1]["loss"]), rel=1e-5)
 
 
@@ -141,7 +143,7 @@ def test_micro_batches_weigh_what_is_labelled_in_them():
         options = StepOptions(accumulate=accumulate)
         step = jax.jit(make_step(parts.graph, learners, options, seed=0))
         state, metrics = step(parts.frozen, init_state(parts, learners, options), batch)
-        found.append((state["trainable"], metrics))
+        found.append((state.trainable, metrics))
     for trainable, metrics in found[1:]:
         close(trainable, found[0][0], 1e-6)
         for name, value in found[0][1].items():
@@ -150,7 +152,7 @@ def test_micro_batches_weigh_what_is_labelled_in_them():
 
 @pytest.mark.parametrize("policy", ["dots", "blocks"])
 def test_rematerialised_steps_are_the_same_steps(policy):
-    close(train(StepOptions(remat=policy))[0]["trainable"], plain()[0]["trainable"], 1e-6)
+    close(train(StepOptions(remat=policy))[0].trainable, plain()[0].trainable, 1e-6)
 
 
 def test_rematerialisation_trades_work_for_memory():
@@ -201,15 +203,29 @@ def test_an_unknown_policy_is_named():
 
 def test_bfloat16_compute_keeps_float32_weights_near_the_float32_run():
     state, _ = train(StepOptions(compute_dtype="bfloat16"))
-    assert {leaf.dtype for leaf in jax.tree.leaves(state["trainable"])} == {jnp.dtype("float32")}
-    close(state["trainable"], plain()[0]["trainable"], 2e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
+    close(state.trainable, plain()[0].trainable, 2e-2)
 
 
 def test_moving_average_follows_what_trains():
     one, _ = train(StepOptions(ema=0.9), steps=1)
     start = small().trainable
-    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, one["trainable"])
-    close(one["ema"], expected, 1e-6)
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, one.trainable)
+    close(one.ema, expected, 1e-6)
+
+
+def test_a_state_is_stored_by_the_names_of_its_fields(tmp_path):
+    parts, learners = small(), single(loss_fn, optax.adam(0.1), lambda _: 0.1)
+    parts = parts._replace(state={"head": {"calls": jnp.ones(3)}})
+    state = init_state(parts, learners, StepOptions(ema=0.9))
+    keys = {"trainable", "optimizer", "variables", "step", "ema"}
+    assert as_dict(state).keys() == keys
+    assert as_dict(state._replace(ema=None)).keys() == keys - {"ema"}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {key: getattr(state, key) for key in keys})
+        restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+    assert isinstance(restored, State)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def test_randomness_follows_seed_and_step_only():

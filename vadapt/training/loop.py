@@ -139,7 +139,7 @@ def open_checkpoints(config: Any, workdir: Path) -> Checkpoints:
 def _loop(session: Session, run: Run, last: int) -> Outcome:
     task, config, mesh, stream, example, checkpoints, log, stop, *_ = session
     state = run.state
-    start = done = int(state["step"])
+    start = done = int(state.step)
     evaluations = Evaluations(config, checkpoints)
     step = _compile(session, run) if start < last else run.program.step
     watch, seconds = Watch(checkpoints), 0.0
@@ -187,7 +187,7 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
         draw()
     else:
         log.text(_stopped(start, done))
-    initial = {**state, "trainable": run.initial, "ema": run.initial}
+    initial = state._replace(trainable=run.initial, ema=None)
     return Outcome(
         initial=_model(run, initial, mesh),
         model=_model(run, _best(session, run, state, evaluations.best_step), mesh),
@@ -214,13 +214,14 @@ def _due(
 
 def _model(run: Run, state: State, mesh: Any) -> Any:
     """The model of a state, its moving average if there is one, as each process can use it."""
-    trees = (state.get("ema", state["trainable"]), run.frozen, state["variables"])
+    trained = state.trainable if state.ema is None else state.ema
+    trees = (trained, run.frozen, state.variables)
     return merge(run.graph, *(_whole(tree, mesh) for tree in trees))
 
 
 def _best(session: Session, run: Run, state: State, step: int | None) -> State:
     """The state of the best checkpoint, if one counts as such and is not this one."""
-    if step is None or step == int(state["step"]):
+    if step is None or step == int(state.step):
         return state
     restored = session.checkpoints.restore({"state": run.program.state, "position": 0}, step)
     session.log.text(f"the best checkpoint counts: that of step {step}")
@@ -286,7 +287,7 @@ def _prepare(session: Session) -> Run:
     program = make_program(parts, task, config, mesh)
     frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
     frozen = sharding.place(frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen))
-    initial = sharding.place(parts.trainable, program.shardings["trainable"])
+    initial = sharding.place(parts.trainable, program.shardings.trainable)
     newest = checkpoints.latest()
     if newest is None:
         # Jitted, so that it is a copy: steps donate the state, and `initial` must outlive them.
@@ -297,8 +298,8 @@ def _prepare(session: Session) -> Run:
         state, position = restored["state"], restored["position"]
         stream.seek(position)
         if checkpoints.restored != newest:  # that one was damaged
-            log.rewind(int(state["step"]))
-        log.text(f"going on from step {int(state['step'])}")
+            log.rewind(int(state.step))
+        log.text(f"going on from step {int(state.step)}")
     return Run(program, parts.graph, frozen, initial, state)
 
 

@@ -21,7 +21,19 @@ from vadapt.training.task import Player
 
 LossFn = Callable[[Any, dict[str, Array], Array], tuple[Any, ...]]  # see `Task.loss`
 MEMORY = (Teacher, Queue)  # what moves once a step, by `after_update`
-State = dict[str, Any]  # trainable, optimizer, variables, step, and ema if asked for
+
+
+class State(NamedTuple):
+    """What a step changes: arrays, or in their places their shapes or shardings.
+
+    A checkpoint names its leaves by these fields, whose names must therefore stay.
+    """
+
+    step: Any  # int32 [], steps done
+    trainable: Tree  # float32
+    optimizer: Any  # an optax state; of several players theirs, by name
+    variables: Tree  # what neither trains nor is frozen: statistics, teachers, queues
+    ema: Tree | None = None  # the moving average of `trainable`, if one is asked for
 
 
 @dataclass(frozen=True)
@@ -81,15 +93,23 @@ def init_state(parts: Partition, learners: Sequence[Learner], options: StepOptio
     begun = {
         one.player.name: one.optimizer.init(one.divide(parts.trainable)[0]) for one in learners
     }
-    state = {
-        "trainable": parts.trainable,
-        "optimizer": begun if len(learners) > 1 else next(iter(begun.values())),
-        "variables": parts.state,
-        "step": jnp.zeros((), jnp.int32),
-    }
-    if options.ema:
-        state["ema"] = jax.tree.map(jnp.copy, parts.trainable)
-    return state
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        trainable=parts.trainable,
+        optimizer=_stored(begun),
+        variables=parts.state,
+        ema=jax.tree.map(jnp.copy, parts.trainable) if options.ema else None,
+    )
+
+
+def _stored(optimizers: dict[str, Any]) -> Any:
+    """The states of all players' optimizers as `State` has them; a lone one's without its name."""
+    return optimizers if len(optimizers) > 1 else next(iter(optimizers.values()))
+
+
+def _by_player(optimizer: Any, learners: Sequence[Learner]) -> dict[str, Any]:
+    """The inverse of `_stored`, a new dictionary."""
+    return dict(optimizer) if len(learners) > 1 else {learners[0].player.name: optimizer}
 
 
 def make_step(
@@ -111,6 +131,44 @@ def make_step(
             devices hold a part of them each.
         after_update: see `vadapt.training.task.Remembers`.
     """
+    loss = _make_loss(graph, options, gather)
+
+    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        optimizers = _by_player(state.optimizer, learners)
+        trainable, variables = state.trainable, state.variables
+        outputs, metrics, losses = {}, {}, []
+        for one in learners:
+            name = one.player.name
+            own, others = one.divide(state.trainable)
+            (value, (found, variables, given)), grads = _accumulated(
+                functools.partial(loss, one.player.loss),
+                (own, others, frozen, variables, batch),
+                key,
+                options.accumulate,
+            )
+            own, optimizers[name] = one.update(grads, optimizers[name], own)
+            trainable, outputs = join(trainable, own), {**outputs, **given}
+            found |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
+            found["learning_rate"] = jnp.asarray(one.schedule(state.step), jnp.float32)
+            losses.append(value)
+            prefix = f"{name}/" if name else ""
+            metrics |= {prefix + metric: x for metric, x in found.items()}
+        if after_update is not None:
+            variables = _remember(after_update, graph, trainable, frozen, variables, outputs)
+        new = State(state.step + 1, trainable, _stored(optimizers), variables)
+        if state.ema is not None:
+            ema = optax.incremental_update(trainable, state.ema, 1.0 - options.ema)
+            new = new._replace(ema=ema)
+        return new, {**metrics, "loss": sum(losses[1:], losses[0])}
+
+    return step
+
+
+def _make_loss(
+    graph: Any, options: StepOptions, gather: Callable[[Tree], Tree]
+) -> Callable[..., Any]:
+    """A player's loss as a function of trees, to differentiate by the first of them."""
     dtype = jnp.dtype(options.compute_dtype)
 
     def loss(
@@ -132,40 +190,7 @@ def make_step(
         variables = join(variables, nnx.to_pure_dict(changed))
         return value.astype(jnp.float32), (metrics, variables, outputs[0] if outputs else {})
 
-    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        updated, variables = state["trainable"], state["variables"]
-        held, outputs, metrics, losses = {}, {}, {}, []
-        for one in learners:
-            name = one.player.name
-            before = state["optimizer"][name] if len(learners) > 1 else state["optimizer"]
-            own, others = one.divide(state["trainable"])
-            (value, (found, variables, given)), grads = _accumulated(
-                functools.partial(loss, one.player.loss),
-                (own, others, frozen, variables, batch),
-                key,
-                options.accumulate,
-            )
-            own, held[name] = one.update(grads, before, own)
-            updated, outputs = join(updated, own), {**outputs, **given}
-            found |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
-            found["learning_rate"] = jnp.asarray(one.schedule(state["step"]), jnp.float32)
-            losses.append(value)
-            prefix = f"{name}/" if name else ""
-            metrics |= {prefix + metric: x for metric, x in found.items()}
-        if after_update is not None:
-            variables = _remember(after_update, graph, updated, frozen, variables, outputs)
-        new = {
-            "trainable": updated,
-            "optimizer": held if len(learners) > 1 else next(iter(held.values())),
-            "variables": variables,
-            "step": state["step"] + 1,
-        }
-        if options.ema:
-            new["ema"] = optax.incremental_update(updated, state["ema"], 1.0 - options.ema)
-        return new, {**metrics, "loss": sum(losses[1:], losses[0])}
-
-    return step
+    return loss
 
 
 def _remember(
