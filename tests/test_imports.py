@@ -21,6 +21,7 @@ FLOORS = [
     {"heads", "necks", "weights"},
     {"adapters"},
     {"models", "runtime"},
+    {"system"},
     {"training"},
     {"tasks"},
     {"run"},
@@ -31,6 +32,7 @@ FLOORS = [
 FORBIDDEN = {
     *(("runtime", room) for room in ("models", "adapters", "heads", "backbones", "nn", "data")),
     ("training", "tasks"),
+    ("training", "system"),
     ("training", "models"),
     ("training", "adapters"),
     ("training", "backbones"),

@@ -1,4 +1,7 @@
-"""From a config to a model: backbone, its weights, the method applied; they meet here only."""
+"""Backbones by name, weights into a model, a method into its backbone: each by itself.
+
+`vadapt.system` puts them together, with what stands on top, as a config says.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Segmentation: a user's folder trained on and predicted, the step, and exact testing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from vadapt.metrics.segmentation import confusion_matrix, mean_iou
 from vadapt.partition import flatten, split, variables
 from vadapt.run import run
 from vadapt.tasks import labelled
-from vadapt.tasks.segmentation import SegmentationTask
+from vadapt.tasks.segmentation import SegmentationTask, pixel_scores
 from vadapt.weights.adapter_file import save_adapter
 from vadapt.weights.files import read_arrays
 
@@ -240,7 +242,11 @@ def test_scales_and_mirroring_are_settings_of_testing():
     mirrored = task.predict(model, image[:, :, ::-1])[:, :, ::-1]
 
     def scores(model, images):
-        return task.inference(model.scores, labelled.normalise(config.data, images), (64, 64))
+        return task.inference(
+            functools.partial(pixel_scores, model),
+            labelled.normalise(config.data, images),
+            (64, 64),
+        )
 
     found, flipped = (compiled.run(scores, model, x) for x in (image, image[:, :, ::-1]))
     np.testing.assert_allclose(flipped[:, :, ::-1], found, atol=1e-5)

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from vadapt.metrics.multilabel import Answers, top_accuracy
+from vadapt.system import System
 from vadapt.tasks.mixing import mix
-from vadapt.tasks.multilabel import MultilabelTask, Recogniser
+from vadapt.tasks.multilabel import MultilabelTask
 
 
 class ClassificationTask(MultilabelTask):
@@ -21,7 +22,7 @@ class ClassificationTask(MultilabelTask):
     """
 
     def terms(
-        self, model: Recogniser, pixels: Array, labels: Array, key: Key[Array, ""]
+        self, model: System, pixels: Array, labels: Array, key: Key[Array, ""]
     ) -> dict[str, Float[Array, ""]]:
         """Mean cross entropy of the batch."""
         settings = self.config.task

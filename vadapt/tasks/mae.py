@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vadapt import models
+from vadapt import system
 from vadapt.backbones.vit import ViT
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet
@@ -106,26 +106,26 @@ class MAETask:
         Args:
             pretrained: False leaves every weight at random and reads no file.
         """
-        config, rngs = self.config, nnx.Rngs(self.config.seed)
-        backbone = models.create(
-            config.model.backbone,
-            image_size=tuple(config.data.image_size),
-            **self.backbone_options,
-            rngs=rngs,
+        return system.build(
+            self.config,
+            self._with_decoder,
+            options=self.backbone_options,
+            holds="model",
+            pretrained=pretrained,
         )
+
+    def _with_decoder(self, backbone: ViT, rngs: nnx.Rngs) -> MaskedAutoencoder:
+        task = self.config.task
         decoder = DECODERS[self.decoder_type](
             backbone.width,
             backbone.grid,
             self._outputs(backbone),
-            width=config.task.decoder_width,
-            depth=config.task.decoder_depth,
-            num_heads=config.task.decoder_heads,
+            width=task.decoder_width,
+            depth=task.decoder_depth,
+            num_heads=task.decoder_heads,
             rngs=rngs,
         )
-        model = MaskedAutoencoder(backbone, decoder)
-        if pretrained:
-            models.load(model, config.model)
-        return models.apply_method(model, config.method, seed=config.seed)
+        return MaskedAutoencoder(backbone, decoder)
 
     def _outputs(self, backbone: ViT) -> int:
         """Return the number of numbers that are predicted per patch."""

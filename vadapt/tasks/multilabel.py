@@ -12,45 +12,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from vadapt import models
-from vadapt.backbones.staged import Staged
+from vadapt import system
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
 from vadapt.errors import ConfigError
 from vadapt.heads import label_head
 from vadapt.losses.multilabel import label_losses
 from vadapt.metrics.multilabel import Answers, average_precision, label_scores
-from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.system import System
 from vadapt.tasks import image_labels, inputs
 from vadapt.tasks.labelled import evaluation_sets, with_progress
-
-
-class Recogniser(nnx.Module):
-    """A backbone, and a head that reads its maps.
-
-    Args:
-        layers: numbers of the blocks (of stages, for backbones of stages) whose maps the head gets.
-        norm: whether the backbone's last norm acts on them.
-    """
-
-    def __init__(self, backbone: Any, head: Any, *, layers: tuple[int, ...], norm: bool = False):
-        self.backbone, self.head = backbone, head
-        self.layers, self.norm = layers, norm
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Pixels a step in the maps."""
-        if isinstance(self.backbone, Staged):
-            return tuple(self.backbone.strides[layer] for layer in self.layers)
-        return (self.backbone.patch_size,) * len(self.layers)
-
-    def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Any:
-        """The head's predictions, with `logits` [b, l]; a key makes the call a training one."""
-        backbone_key, head_key = split_key(key, 2)
-        maps = self.backbone.features(
-            images, self.layers, as_grid=True, norm=self.norm, key=backbone_key
-        )
-        return self.head(maps, head_key)
 
 
 class MultilabelTask:
@@ -81,7 +52,7 @@ class MultilabelTask:
         """Options of the backbone besides its name and size."""
         return self.config.model.options.to_dict()
 
-    def build(self, *, pretrained: bool = True) -> Recogniser:
+    def build(self, *, pretrained: bool = True) -> System:
         """The model with its pretrained weights, the method applied, and a new head.
 
         With `config.task.load_head` the weights are those of the head, too.
@@ -92,27 +63,22 @@ class MultilabelTask:
         Raises:
             ConfigError: the data have another number of labels than `config.data.num_labels`.
         """
-        config, rngs = self.config, nnx.Rngs(self.config.seed)
-        number = config.data.num_labels
-        if pretrained and len(self.classes) != (number or len(self.classes)):
-            raise ConfigError(
-                f"{self.source!r} has {len(self.classes)} labels and config.data.num_labels is "
-                f"{number}; 0 takes what there is"
-            )
         number = len(self.classes) if pretrained else self.num_labels
-        options = {"image_size": tuple(config.data.image_size), **self.backbone_options}
-        backbone = models.create(config.model.backbone, rngs=rngs, **options)
-        if pretrained and not config.task.load_head:
-            models.load(backbone, config.model)
-        known = {"num_classes": number}
-        backbone = models.apply_method(backbone, config.method, known=known, seed=config.seed)
-        layers = tuple(config.task.layers)
-        widths = models.widths(backbone, layers)
-        head = label_head(**config.head, widths=widths, num_labels=number, rngs=rngs)
-        model = Recogniser(backbone, head, layers=layers, norm=config.task.norm)
-        if pretrained and config.task.load_head:
-            models.load(model, config.model)
-        return model
+        wanted = self.config.data.num_labels
+        if pretrained and wanted and wanted != number:
+            raise ConfigError(
+                f"{self.source!r} has {number} labels and config.data.num_labels is {wanted}; 0 "
+                "takes what there is"
+            )
+        head = functools.partial(label_head, num_labels=number)
+        return system.build(
+            self.config,
+            system.with_head(self.config, head),
+            options=self.backbone_options,
+            known={"num_classes": number},
+            holds="adapted" if self.config.task.load_head else "backbone",
+            pretrained=pretrained,
+        )
 
     @property
     def num_labels(self) -> int:
@@ -128,7 +94,7 @@ class MultilabelTask:
         return image_labels.batch_shapes(self.config, self.num_labels)
 
     def loss(
-        self, model: Recogniser, batch: dict[str, Array], key: Key[Array, ""]
+        self, model: System, batch: dict[str, Array], key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The sum of the terms for one batch, and the terms by name.
 
@@ -141,7 +107,7 @@ class MultilabelTask:
         return sum(terms.values(), jnp.zeros(())), terms
 
     def terms(
-        self, model: Recogniser, pixels: Array, labels: Array, key: Key[Array, ""]
+        self, model: System, pixels: Array, labels: Array, key: Key[Array, ""]
     ) -> dict[str, Float[Array, ""]]:
         """The terms of the loss, by name."""
         return label_losses(model(pixels, key).logits, labels, **self.config.task.loss)
@@ -150,7 +116,7 @@ class MultilabelTask:
         """Images as the model sees them."""
         return inputs.normalise(images, self.config.data.mean, self.config.data.std)
 
-    def evaluate(self, model: Recogniser, on: str = "test") -> dict[str, float]:
+    def evaluate(self, model: System, on: str = "test") -> dict[str, float]:
         """The scores of every test set in percent, "val/mAP" and so on: see `scores_of`.
 
         "validation" takes the sets of `config.validation` if there are any.
@@ -161,7 +127,7 @@ class MultilabelTask:
             scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
         return scores
 
-    def answers(self, model: Recogniser, data: Any, title: str = "testing") -> Answers:
+    def answers(self, model: System, data: Any, title: str = "testing") -> Answers:
         """Logits and labels of all images of a test set."""
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
@@ -188,19 +154,19 @@ class MultilabelTask:
             f"AP/{label}": float(x) for label, x in zip(self.classes, each, strict=True)
         }
 
-    def export(self, model: Recogniser) -> nnx.Module:
+    def export(self, model: System) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""
         return model
 
     def predict(
-        self, model: Recogniser, images: UInt8[np.ndarray, "b h w c"]
+        self, model: System, images: UInt8[np.ndarray, "b h w c"]
     ) -> Float[np.ndarray, "b l"]:
         """Logits of images of the training size."""
         graph, state = nnx.split(model)
         return np.asarray(self._jitted_logits(graph, nnx.to_pure_dict(state), images))
 
     def pictures(
-        self, model: Recogniser, batch: dict[str, np.ndarray]
+        self, model: System, batch: dict[str, np.ndarray]
     ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """The first images of a batch with their three best labels; a + marks those that are true.
 

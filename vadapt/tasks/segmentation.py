@@ -14,63 +14,22 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key, UInt8
 
-from vadapt import models
+from vadapt import system
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores, iou_per_class
-from vadapt.necks import make_neck
-from vadapt.nn.drop import OptionalKey
 from vadapt.nn.hooks import hook_losses
 from vadapt.nn.trunk import Features
+from vadapt.system import System
 from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.sliding import Inference
 
 
-class Segmenter(nnx.Module):
-    """A backbone, a neck, and a head that reads its maps.
-
-    Args:
-        layers: numbers of the blocks (of stages, for backbones of stages) whose maps the head gets.
-        norm: whether the backbone's last norm acts on them.
-        neck: from these maps to the head's; None for these.
-    """
-
-    def __init__(
-        self,
-        backbone: Any,
-        head: Any,
-        *,
-        layers: tuple[int, ...],
-        norm: bool = False,
-        neck: Callable[..., Any] | None = None,
-    ):
-        self.backbone, self.head = backbone, head
-        self.layers, self.norm, self.neck = layers, norm, neck
-
-    def features(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Features:
-        """The backbone's maps, and what adapters give besides.
-
-        Args:
-            key: makes the call a training one, here and in `decode`.
-        """
-        options = {"as_grid": True, "norm": self.norm, "key": key}
-        return self.backbone.extract(images, self.layers, **options)
-
-    def decode(self, features: Features, key: OptionalKey = None) -> Any:
-        """The head's predictions from what `features` gives."""
-        maps = features.maps if self.neck is None else self.neck(features.maps)
-        read = {name: features.outputs.get(name) for name in getattr(self.head, "reads", ())}
-        return self.head(maps, key=key, **read)
-
-    def __call__(self, images: Float[Array, "b h w c"]) -> Any:
-        """The head's predictions."""
-        return self.decode(self.features(images))
-
-    def scores(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
-        """Scores of every class at every pixel."""
-        _, height, width, _ = images.shape
-        return self.head.scores(self(images), (height, width))
+def pixel_scores(model: System, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
+    """Scores of every class at every pixel."""
+    _, height, width, _ = images.shape
+    return model.head.scores(model(images), (height, width))
 
 
 class SegmentationTask:
@@ -115,29 +74,22 @@ class SegmentationTask:
         """A colour per class."""
         return self.source.palette
 
-    def build(self, *, pretrained: bool = True) -> Segmenter:
+    def build(self, *, pretrained: bool = True) -> System:
         """The model with its pretrained weights, the method applied, and a new head.
 
         Args:
             pretrained: False leaves every weight at random and reads no file.
         """
-        config, rngs = self.config, nnx.Rngs(self.config.seed)
         # Without data, to plan, a number of classes that is often met: ADE20K's.
-        number = len(self.classes) if pretrained else config.data.num_classes or 150
-        options = {"image_size": tuple(config.data.image_size), **self.backbone_options}
-        backbone = models.create(config.model.backbone, rngs=rngs, **options)
-        if pretrained and not config.model.get("adapter", ""):
-            models.load(backbone, config.model)
-        known = {"num_classes": number}
-        backbone = models.apply_method(backbone, config.method, known=known, seed=config.seed)
-        if pretrained and config.model.get("adapter", ""):
-            models.load_adapted(backbone, config.model)
-        layers = tuple(config.task.layers)
-        widths = models.widths(backbone, layers)
-        strides = models.strides(backbone, layers)
-        neck, widths = make_neck(**config.neck, widths=widths, strides=strides, rngs=rngs)
-        head = segmentation_head(**config.head, widths=widths, num_classes=number, rngs=rngs)
-        return Segmenter(backbone, head, layers=layers, norm=config.task.norm, neck=neck)
+        number = len(self.classes) if pretrained else self.config.data.num_classes or 150
+        head = functools.partial(segmentation_head, num_classes=number)
+        return system.build(
+            self.config,
+            system.with_head(self.config, head),
+            options=self.backbone_options,
+            known={"num_classes": number},
+            pretrained=pretrained,
+        )
 
     def stream(self) -> Stream:
         """Training batches: {"image": uint8 [b, h, w, c], "mask": uint8 [b, h, w], "size"}.
@@ -155,7 +107,7 @@ class SegmentationTask:
         return labelled.batch_shapes(self.config)
 
     def loss(
-        self, model: Segmenter, batch: dict[str, Array], key: Key[Array, ""]
+        self, model: System, batch: dict[str, Array], key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The sum of the head's terms for one batch, and the terms by name."""
         backbone_key, head_key, loss_key = jax.random.split(key, 3)
@@ -174,7 +126,7 @@ class SegmentationTask:
             module.eval()
         return sum(terms.values(), jnp.zeros(())), terms
 
-    def evaluate(self, model: Segmenter, on: str = "test") -> dict[str, float]:
+    def evaluate(self, model: System, on: str = "test") -> dict[str, float]:
         """mIoU, mean class accuracy and pixel accuracy of every test set, in percent.
 
         And the IoU of every class that is there, as "val/iou/road". "validation" takes the sets of
@@ -203,13 +155,13 @@ class SegmentationTask:
         }
         return domain_scores(matrices) | classes
 
-    def export(self, model: Segmenter) -> nnx.Module:
+    def export(self, model: System) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""
         return model
 
     def predict(
         self,
-        model: Segmenter,
+        model: System,
         images: UInt8[np.ndarray, "b h w c"],
         size: tuple[int, int] | None = None,
     ) -> UInt8[np.ndarray, "b _ _"]:
@@ -219,7 +171,7 @@ class SegmentationTask:
         return np.asarray(self._jitted_classes(graph, nnx.to_pure_dict(state), images, size))
 
     def pictures(
-        self, model: Segmenter, batch: dict[str, np.ndarray]
+        self, model: System, batch: dict[str, np.ndarray]
     ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """The first images of a batch, each a row of image, labels and predictions."""
         number = min(self.config.eval.num_pictures, len(batch["mask"]))
@@ -240,7 +192,7 @@ class SegmentationTask:
         pixels = labelled.normalise(self.config.data, images)
         multiple = getattr(model.backbone, "patch_size", 1)
         inference = dataclasses.replace(self.inference, multiple=multiple)
-        return inference(model.scores, pixels, size).argmax(axis=-1)
+        return inference(functools.partial(pixel_scores, model), pixels, size).argmax(axis=-1)
 
     @functools.cached_property
     def _jitted_classes(self) -> Callable[..., Any]:

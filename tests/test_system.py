@@ -1,0 +1,105 @@
+"""One way from a config to a model: what is loaded where, in which order, for every task."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import gkgnet_coco, linear_dinov2, pad_msip
+from vadapt import system
+from vadapt.errors import ConfigError, WeightsError
+from vadapt.heads import segmentation_head
+from vadapt.partition import variables
+from vadapt.system import System
+from vadapt.tasks import make_task
+from vadapt.weights.adapter_file import save_adapter, save_model
+from vadapt.weights.load import arrays_of
+
+MICRO = {"positions": "sincos"}
+
+
+def values(model):
+    return {path: np.asarray(value[...]) for path, value in variables(model).items()}
+
+
+def adapting(config, **settings):
+    """The same with LoRA in the backbone, and other settings of the model."""
+    with config.unlocked():
+        config.method = {"name": "lora", "rank": 2}
+        config.model.update(settings)
+    return config
+
+
+def trained(model, shift=1.0):
+    """The model as if its adapter had been trained."""
+    for path, variable in variables(model).items():
+        if "lora" in path:
+            variable[...] = variable[...] + shift
+    return model
+
+
+def test_a_call_is_features_and_what_the_head_makes_of_them():
+    config = linear_dinov2.get_config("scenes")
+    make = system.with_head(config, lambda **options: segmentation_head(num_classes=3, **options))
+    model = system.build(config, make, options=MICRO)
+    assert isinstance(model, System)
+    assert model.strides == (8,)
+    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    np.testing.assert_array_equal(model(images), model.decode(model.features(images)))
+
+
+def test_a_backbone_alone_is_that_of_every_system():
+    config = linear_dinov2.get_config("scenes")
+    alone = values(system.build(config, options=MICRO))
+    whole = values(make_task(config).build())
+    for path, value in alone.items():
+        np.testing.assert_array_equal(whole[f"backbone/{path}"], value, err_msg=path)
+    assert all(path.startswith("head/") for path in whole if path[9:] not in alone)
+    # Without files: other numbers of the same names.
+    random = values(system.build(config, options=MICRO, pretrained=False))
+    assert random.keys() == alone.keys()
+    assert (random["blocks/0/mlp/inner/fc1/kernel"] != alone["blocks/0/mlp/inner/fc1/kernel"]).any()
+
+
+@pytest.mark.parametrize("recipe", [linear_dinov2, gkgnet_coco, pad_msip])
+def test_every_task_goes_on_from_an_adapter(recipe, tmp_path):
+    arg = "scenes,frozen" if recipe is gkgnet_coco else "scenes"
+    config = adapting(recipe.get_config(arg))
+    task = make_task(config)
+    model = trained(task.build())
+    file = tmp_path / "adapter.safetensors"
+    save_adapter(
+        file, model.backbone, backbone=config.model.backbone, options=dict(task.backbone_options)
+    )
+    again = make_task(adapting(recipe.get_config(arg), adapter=str(file))).build()
+    assert sum("lora" in path for path in values(again)) > 8
+    found = values(again)
+    for path, value in values(model).items():
+        if path != "backbone/pos_embed" and not path.startswith("head/"):
+            np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_weights_of_an_adapted_model_bring_its_adapter_and_its_head(tmp_path):
+    def config(**settings):
+        return adapting(gkgnet_coco.get_config("scenes,frozen"), **settings)
+
+    model, file = trained(make_task(config()).build()), tmp_path / "model.safetensors"
+    save_model(file, model, "float32")
+    loading = config(weights=str(file))
+    loading.task.load_head = True
+    again = make_task(loading).build()
+    for path, value in values(model).items():
+        np.testing.assert_array_equal(values(again)[path], value, err_msg=path)
+    loading.model.update({"adapter": "other.safetensors"})
+    with pytest.raises(ConfigError, match=r"other\.safetensors' goes on from"):
+        make_task(loading).build()
+
+
+def test_weights_of_a_plain_model_bring_its_decoder_and_no_less(tmp_path):
+    config = pad_msip.get_config("scenes")
+    model, arrays = values(make_task(config).build()), arrays_of(config.model.weights)[0]
+    name = "decoder/mask_token"
+    np.testing.assert_array_equal(model[name], np.asarray(arrays[name]))
+    save_model(tmp_path / "backbone.safetensors", make_task(config).build().backbone, "float32")
+    config.model.weights = str(tmp_path / "backbone.safetensors")
+    with pytest.raises(WeightsError, match="missing"):
+        make_task(config).build()
