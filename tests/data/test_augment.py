@@ -14,8 +14,9 @@ from vadapt.data.auto_augment import (
     TrivialAugment,
     apply_operation,
 )
+from vadapt.data.resampling import resize_pillow
 from vadapt.data.stream import make_stream
-from vadapt.data.transforms import apply_all, resize
+from vadapt.data.transforms import apply_all
 from vadapt.errors import ConfigError
 
 ALL = [
@@ -31,7 +32,7 @@ def picture(seed=0, size=(32, 40), channels=3):
     """Smooth, so that equal operations stay visible; not square."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (5, 6, channels)).astype(np.uint8)
-    return resize(small, size)
+    return resize_pillow(small, size)
 
 
 @given(seed=st.integers(0, 10_000), channels=st.sampled_from([1, 3]))
@@ -104,7 +105,7 @@ def test_the_number_of_crops_is_drawn_for_every_image(monkeypatch):
 
 
 def test_half_of_the_images_are_only_resized():
-    record, whole = {"image": picture()}, resize(picture(), (8, 8))
+    record, whole = {"image": picture()}, resize_pillow(picture(), (8, 8))
     rng = np.random.default_rng(0)
     same = sum(bool((CropMix((8, 8))(record, rng)["image"] == whole).all()) for _ in range(200))
     assert 75 < same < 125

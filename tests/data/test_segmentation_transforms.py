@@ -12,6 +12,7 @@ from vadapt.data.photometric import (
     hsv_to_rgb,
     rgb_to_hsv,
 )
+from vadapt.data.resampling import resize_opencv
 from vadapt.data.segmentation_transforms import (
     PadTo,
     RandomCrop,
@@ -20,7 +21,6 @@ from vadapt.data.segmentation_transforms import (
     ResizeToFit,
     balanced_offset,
     fit_size,
-    resize_opencv,
 )
 from vadapt.data.transforms import apply_all
 from vadapt.errors import ConfigError

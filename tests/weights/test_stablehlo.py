@@ -12,7 +12,7 @@ from tests.compiled import run
 from tests.weights.test_convnext import small as small_convnext
 from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters, models
-from vadapt.data.transforms import resize
+from vadapt.data.resampling import resize_pillow
 from vadapt.errors import WeightsError
 from vadapt.weights import stablehlo
 from vadapt.weights.stablehlo import export_features, load_exported
@@ -115,7 +115,7 @@ def test_it_resizes_as_the_data_pipeline_does(model, tmp_path):
     assert exported.outputs == {"features": ("b", 7, 32)}
     images = pictures(2, (41, 50))
     found = exported(images)
-    wanted = direct(model, np.stack([resize(image, (28, 42)) for image in images]))
+    wanted = direct(model, np.stack([resize_pillow(image, (28, 42)) for image in images]))
     # Pillow rounds to whole numbers: up to half of one in 255.
     assert np.abs(np.asarray(found) - wanted).max() < 0.02 * np.abs(wanted).max()
 

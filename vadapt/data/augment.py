@@ -14,7 +14,9 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vadapt.data.auto_augment import apply_operation
-from vadapt.data.transforms import Record, random_resized_crop_box, resize
+from vadapt.data.fields import Record, refuse_geometry
+from vadapt.data.resampling import resize_pillow
+from vadapt.data.transforms import random_resized_crop_box
 from vadapt.errors import ConfigError
 
 # Of ImageNet, in 0..255.
@@ -26,7 +28,8 @@ class CropMix:
     """Mixes two to four crops of one image, each from another range of scales; or resizes it.
 
     The labels stay: all is of one image. The number of crops is drawn for every image. (The code
-    released with GKGNet draws it once for each process that reads.)
+    released with GKGNet draws it once for each process that reads.) Records with masks, boxes or
+    flow are refused: no one place of the mix is theirs.
 
     Attributes:
         size: (height, width) of the result.
@@ -53,9 +56,10 @@ class CropMix:
             )
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        refuse_geometry(record, "CropMix")
         image = record["image"]
         if rng.random() >= self.probability:
-            return record | {"image": resize(image, self.size)}
+            return record | {"image": resize_pillow(image, self.size)}
         number = int(rng.choice(self.crops))
         views = [self._view(image, area, rng) for area in crop_ranges(number, self.scale)]
         if number > 2:
@@ -74,7 +78,7 @@ class CropMix:
         rows, columns = image.shape[:2]
         top, left, height, width = random_resized_crop_box(rows, columns, rng, area)
         cut = image[top : top + height, left : left + width]
-        return resize(cut, self.size, Image.Resampling.BILINEAR).astype(np.float32)
+        return resize_pillow(cut, self.size, Image.Resampling.BILINEAR).astype(np.float32)
 
 
 def crop_ranges(number: int, scale: float) -> list[tuple[float, float]]:

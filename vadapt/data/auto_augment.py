@@ -1,6 +1,7 @@
 """Augmentation by random operations on a whole image: TrivialAugment and RandAugment.
 
-The operations are Pillow's; rotations and the like take nearest pixels and fill with black.
+The operations are Pillow's; rotations and the like take nearest pixels and fill with black. They
+move the image alone: records with masks, boxes or flow are refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from vadapt.data.transforms import Record
+from vadapt.data.fields import Record, refuse_geometry
 from vadapt.errors import ConfigError
 
 # Image, and how strong: of the unit that its name gives, or as much as it is.
@@ -76,6 +77,7 @@ class TrivialAugment:
         return name, _TRIVIAL[name](level, sign)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        refuse_geometry(record, "TrivialAugment")
         return record | {"image": apply_operation(record["image"], *self.draw(rng))}
 
 
@@ -135,6 +137,7 @@ class RandAugment:
         return drawn
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        refuse_geometry(record, "RandAugment")
         image = record["image"]
         for name, amount in self.draw(rng):
             image = apply_operation(image, name, amount)

@@ -22,8 +22,8 @@ from jaxtyping import Integer
 from vadapt.data.label_maps import IGNORE
 from vadapt.data.layouts import LAYOUTS
 from vadapt.data.progress import progress_bar
+from vadapt.data.resampling import resize_nearest
 from vadapt.data.segmentation import Segmentation
-from vadapt.data.transforms import resize_nearest
 from vadapt.errors import VadaptError
 
 _SHOWN_PROBLEMS = 10

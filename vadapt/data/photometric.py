@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from vadapt.data.transforms import Record
+from vadapt.data.fields import Record
 
 _SHIFT = 12  # bits after the point in the tables of `rgb_to_hsv`
 _HUES = 180  # two degrees a step, so that they fit 8 bits

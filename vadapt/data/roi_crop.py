@@ -8,13 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer
 
-from vadapt.data.transforms import (
-    Box,
-    RandomResizedCrop,
-    Record,
-    crop_and_resize,
-    random_resized_crop_box,
-)
+from vadapt.data.fields import Record, frame_size
+from vadapt.data.kinds import Box
+from vadapt.data.transforms import RandomResizedCrop, crop_and_resize, random_resized_crop_box
 from vadapt.errors import ConfigError
 
 SHIFT = (-0.4, 0.4)  # of the centre, in candidate sizes
@@ -173,5 +169,5 @@ class RandomRoiCrop:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         record = dict(record)
         rois = record.pop("rois", np.zeros((0, 4), np.int32))
-        height, width = record["image"].shape[:2]
+        height, width = frame_size(record)
         return crop_and_resize(record, self.box(height, width, rois, rng), self.size)

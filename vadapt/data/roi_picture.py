@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from vadapt import drawing
+from vadapt.data.kinds import Box
 from vadapt.data.msip import Msip
 from vadapt.data.roi_crop import RandomRoiCrop, RoiRules, draw_roi, roi_crop_box
 from vadapt.data.scenes import SceneOptions, Scenes
 from vadapt.data.selective_search import SearchSettings, find_candidates
-from vadapt.data.transforms import Box, crop_and_resize, random_resized_crop_box
+from vadapt.data.transforms import crop_and_resize, random_resized_crop_box
 
 SCENE_SIDE = 256
 _USUAL_SIDE = 512  # of the images that the published numbers of pixels are for

@@ -52,7 +52,7 @@ VIEWS = ("visible", "thermal")
 FIELDS = (
     "image", "next_image", "visible", "next_visible", "thermal", "next_thermal", "mask",
     "next_mask", "instances", "boxes_xyxy", "box_classes", "box_categories", "labels", "flow",
-    "rois",
+    "rois", "clip", "clip_mask",
 )  # fmt: skip
 MIN_SIDE = 16
 
@@ -227,8 +227,9 @@ class Scenes:
     """A source of scene records with random access, as grain wants it.
 
     `scenes[i]` is a dict with the fields asked for, among `FIELDS`. 'image' and 'next_image' are
-    uint8 [h, w, 3] in the visible view and [h, w, 1] in the thermal one. With `cache`, a record is
-    drawn once and kept; its arrays are then read-only and shared.
+    uint8 [h, w, 3] in the visible view and [h, w, 1] in the thermal one; 'clip' ([2, h, w, c]) and
+    'clip_mask' are frames t and t + 1. With `cache`, a record is drawn once and kept; its arrays
+    are then read-only and shared.
 
     >>> Scenes(8, view="thermal", fields=("image", "mask"))[5]["image"].shape
     (64, 64, 1)
@@ -294,6 +295,10 @@ class Scenes:
         return {field: np.ascontiguousarray(self._field(scene, field)) for field in self.fields}
 
     def _field(self, scene: Scene, field: str) -> np.ndarray:
+        if field == "clip":
+            return np.stack([self._field(scene, name) for name in ("image", "next_image")])
+        if field == "clip_mask":
+            return np.stack([scene.mask, scene.next_mask])
         if field in ("image", "next_image"):
             array = getattr(scene, field.replace("image", self.view))
             return array if array.ndim == 3 else array[..., None]

@@ -1,6 +1,6 @@
 """The augmentation of semantic segmentation: random sizes, crops with several classes, padding.
 
-Transforms as those of `vadapt.data.transforms`, of records with "image" and "mask".
+Transforms as those of `vadapt.data.transforms`; images are resized as OpenCV does it.
 The order of mmsegmentation, which Rein and PAD use: resize, `RandomCrop`, `HorizontalFlip`,
 `PhotometricDistortion`, `PadTo`.
 """
@@ -9,49 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Integer
 
+from vadapt.data import fields
+from vadapt.data.fields import Record
 from vadapt.data.label_maps import IGNORE
-from vadapt.data.transforms import Record, resize_nearest
+from vadapt.data.resampling import resize_opencv
 from vadapt.errors import ConfigError
-
-_WEIGHT_BITS = 11  # of the weights of neighbours, as in OpenCV
-
-
-def resize_opencv(
-    image: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
-    """Resizes to (height, width) between the four nearest pixels, never more: no antialiasing.
-
-    Half-pixel centres and weights of 11 bits: to the bit what OpenCV's INTER_LINEAR gives.
-    """
-    if image.shape[:2] == size:
-        return image
-    (top, bottom, above, below), (left, right, before, behind) = (
-        _neighbours(old, new) for old, new in zip(image.shape, size, strict=False)
-    )
-    wide = image.astype(np.int32)
-    rows = wide.take(left, 1) * before[:, None] + wide.take(right, 1) * behind[:, None]
-    rows >>= 4  # so that the products fit 32 bits
-    upper = rows.take(top, 0) * above[:, None, None] >> 16
-    lower = rows.take(bottom, 0) * below[:, None, None] >> 16
-    return ((upper + lower + 2) >> 2).astype(np.uint8)
-
-
-def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return for every new pixel along an axis the two old ones beside it, and their weights."""
-    at = ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32)
-    first = np.floor(at)
-    weight = at - first
-
-    def whole(values: np.ndarray) -> np.ndarray:
-        return np.rint(values * np.float32(1 << _WEIGHT_BITS)).astype(np.int32)
-
-    low, high = ((first + step).clip(0, old - 1).astype(np.int32) for step in (0, 1))
-    return low, high, whole(1 - weight), whole(weight)
 
 
 def short_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
@@ -90,15 +56,15 @@ class RandomShortEdge:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         short = self.shorts[int(rng.integers(len(self.shorts)))]
-        height, width, _ = record["image"].shape
-        return _resized(record, short_edge_size(height, width, short, self.longest))
+        size = short_edge_size(*fields.frame_size(record), short, self.longest)
+        return fields.resize(record, size, resize_opencv)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResizeToFit:
     """Resizes into sides of `longest` and `shortest` times a random ratio; the aspect is kept.
 
-    With `masks` False the mask keeps its size, as for evaluation at the size of the labels.
+    With `masks` False all but images keeps its size, as for evaluation at the size of the labels.
     """
 
     longest: int
@@ -117,11 +83,8 @@ class ResizeToFit:
         low, high = self.ratio
         ratio = low if low == high else rng.uniform(low, high)
         longest, shortest = int(self.longest * ratio), int(self.shortest * ratio)
-        height, width, _ = record["image"].shape
-        size = fit_size(height, width, longest, shortest)
-        if self.masks:
-            return _resized(record, size)
-        return record | {"image": resize_opencv(record["image"], size)}
+        size = fit_size(*fields.frame_size(record), longest, shortest)
+        return fields.resize(record, size, resize_opencv, images_only=not self.masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +98,7 @@ class ResizeTo:
             raise ConfigError(f"size is {self.size}; it must be (height, width) in pixels")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        return _resized(record, self.size)
+        return fields.resize(record, self.size, resize_opencv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +122,7 @@ class RandomCrop:
             )
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        sides = record["image"].shape[:2]
+        sides = fields.frame_size(record)
         spare = [max(side - crop, 0) for side, crop in zip(sides, self.size, strict=True)]
         draws = 1 + (self.attempts if self.max_share < 1 else 0)
         offsets = (
@@ -169,12 +132,11 @@ class RandomCrop:
             top, left = balanced_offset(record["mask"], self.size, offsets, self.max_share)
         else:
             top, left = next(offsets)
-        cut = np.s_[top : top + self.size[0], left : left + self.size[1]]
-        return record | {key: record[key][cut] for key in ("image", "mask") if key in record}
+        return fields.crop(record, (top, left, *self.size))
 
 
 def balanced_offset(
-    mask: Integer[np.ndarray, "h w"],
+    mask: Integer[np.ndarray, "*t h w"],
     size: tuple[int, int],
     offsets: Iterable[Sequence[int]],
     max_share: float | int,
@@ -185,7 +147,7 @@ def balanced_offset(
     """
     top, left = 0, 0
     for top, left in offsets:
-        crop = mask[top : top + size[0], left : left + size[1]]
+        crop = mask[..., top : top + size[0], left : left + size[1]]
         counts = np.bincount(crop.ravel(), minlength=IGNORE + 1)
         counts[IGNORE] = 0
         if np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum():
@@ -195,7 +157,7 @@ def balanced_offset(
 
 @dataclasses.dataclass(frozen=True)
 class PadTo:
-    """Pads to a size at the right and the bottom: the image with a colour, the mask with 255.
+    """Pads to a size at the right and the bottom: images with a colour, masks with 255.
 
     Published code pads after normalisation, with 0: with the mean, which no 8-bit colour equals.
     So the record gets "size", the image's (height, width) before, int32, by which
@@ -207,33 +169,10 @@ class PadTo:
     colour: tuple[int, int, int] = (124, 116, 104)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        image = record["image"]
-        height, width, channels = image.shape
+        height, width = fields.frame_size(record)
         if height > self.size[0] or width > self.size[1]:
             raise ConfigError(
                 f"an image of {height}x{width} cannot be padded to {self.size}; crop it before"
             )
-        padded: dict[str, Any] = {"size": np.array([height, width], np.int32)}
-        if (height, width) == self.size:
-            return record | padded
-        fill = np.array(self.colour[:channels], np.uint8)
-        padded["image"] = _padded(image, self.size, fill)
-        if "mask" in record:
-            padded["mask"] = _padded(record["mask"], self.size, IGNORE)
-        return record | padded
-
-
-def _padded(
-    array: Shaped[np.ndarray, "h w *c"], size: tuple[int, int], fill: Any
-) -> Shaped[np.ndarray, "{size[0]} {size[1]} *c"]:
-    padded = np.empty((*size, *array.shape[2:]), array.dtype)
-    padded[...] = fill
-    padded[: array.shape[0], : array.shape[1]] = array
-    return padded
-
-
-def _resized(record: Record, size: tuple[int, int]) -> Record:
-    record = record | {"image": resize_opencv(record["image"], size)}
-    if "mask" in record:
-        record["mask"] = resize_nearest(record["mask"], size)
-    return record
+        size = np.array([height, width], np.int32)
+        return fields.pad(record, self.size, self.colour) | {"size": size}

@@ -8,6 +8,7 @@ threads nor of processes changes what is drawn.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from vadapt.data.fields import stack
+from vadapt.data.kinds import Batch
 from vadapt.data.sources import Guarded, Record, Source
 from vadapt.data.transforms import Transform, apply_all
 from vadapt.errors import ConfigError, DataError, nearest
-
-Batch = dict[str, np.ndarray]
 
 
 class Stream:
@@ -35,6 +36,7 @@ class Stream:
         process_count: int,
         num_threads: int,
         prefetch: int,
+        max_boxes: int | None = None,
     ):
         self._elements = elements
         self._guarded = guarded
@@ -43,6 +45,7 @@ class Stream:
         self._process_count = process_count
         self._num_threads = num_threads
         self._prefetch = prefetch
+        self._max_boxes = max_boxes
         self._position = 0
         self._iterator: Any = None
 
@@ -81,6 +84,7 @@ class Stream:
                 share,
                 self._num_threads,
                 self._prefetch,
+                self._max_boxes,
             )
         try:
             batch = next(self._iterator)
@@ -106,6 +110,7 @@ def make_stream(
     prefetch: int = 2,
     max_corrupt: float | int = 0.01,
     fields: Sequence[str] | None = None,
+    max_boxes: int | None = None,
 ) -> Stream:
     """An endless stream of batches for training, deterministic and resumable to the bit.
 
@@ -125,6 +130,7 @@ def make_stream(
         max_corrupt: see `vadapt.data.sources.Guarded`.
         fields: of the records to keep in batches; by default all numbers and numeric arrays (text
             and nested fields are left out).
+        max_boxes: rows to which boxes are padded, see `vadapt.data.fields.stack`.
 
     Raises:
         ConfigError: the batch cannot be shared among the processes, or a number is out of range.
@@ -168,6 +174,7 @@ def make_stream(
         process_count=process_count,
         num_threads=_default_threads() if num_threads is None else num_threads,
         prefetch=prefetch,
+        max_boxes=max_boxes,
     )
 
 
@@ -183,6 +190,7 @@ def batches(
     prefetch: int = 2,
     max_corrupt: float | int = 0.01,
     fields: Sequence[str] | None = None,
+    max_boxes: int | None = None,
     first: int = 0,
 ) -> Iterator[Batch]:
     """One pass over a source in its own order, for evaluation; the arguments are `make_stream`'s.
@@ -210,7 +218,7 @@ def batches(
     rows = _rows(batch_size, process_index, process_count)
     rows = rows[first * share : num_batches * share]
     threads = _default_threads() if num_threads is None else num_threads
-    iterator = _read_ahead(rows.map(read), share, threads, prefetch)
+    iterator = _read_ahead(rows.map(read), share, threads, prefetch, max_boxes)
     try:
         yield from iterator
     finally:
@@ -265,48 +273,6 @@ def select_fields(record: Record, fields: Sequence[str] | None = None) -> Batch:
     return {name: np.asarray(record[name]) for name in fields}
 
 
-def stack(records: Sequence[Batch]) -> Batch:
-    """One batch of several records, each field with a new first axis.
-
-    Raises:
-        DataError: images are not uint8 [h, w, c], or records differ in a field's shape or presence.
-    """
-    names = records[0].keys()
-    for record in records:
-        if record.keys() != names:
-            raise DataError(
-                f"records of one batch have different fields, {sorted(names)} and "
-                f"{sorted(record)}; choose common ones with fields=[...]"
-            )
-    return {name: _stack_field(name, [record[name] for record in records]) for name in names}
-
-
-def _stack_field(name: str, values: list[np.ndarray]) -> np.ndarray:
-    shapes = sorted({value.shape for value in values})
-    if name == "image" and (len(shapes[0]) != 3 or values[0].dtype != np.uint8):
-        raise DataError(
-            f"images must be uint8 [h, w, c], not {values[0].dtype} {list(shapes[0])}; "
-            "the source has to make them so"
-        )
-    if len(shapes) == 1:
-        return np.stack(values)
-    if name != "image":
-        raise DataError(
-            f"field {name!r} differs in shape within a batch, {shapes[0]} and {shapes[-1]}; pad it "
-            "with a transform, or leave it out with fields=[...]"
-        )
-    if len({shape[:2] for shape in shapes}) == 1:
-        raise DataError(
-            f"images of one batch have {shapes[0][2]} and {shapes[-1][2]} channels; add "
-            "Channels(3) or Channels(1) to the transforms"
-        )
-    raise DataError(
-        f"images of one batch differ in size (height, width), {shapes[0][:2]} and "
-        f"{shapes[-1][:2]}; add RandomResizedCrop(size), Resize(size) or ResizeCenterCrop(size) "
-        "to the transforms"
-    )
-
-
 def _rows(batch_size: int, process_index: int, process_count: int) -> Any:
     """The places in the global order of one process's rows, batch after batch without an end."""
     import grain
@@ -319,14 +285,18 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> Any:
     return grain.MapDataset.range(sys.maxsize).map(place)
 
 
-def _read_ahead(elements: Any, share: int, num_threads: int, prefetch: int) -> Any:
+def _read_ahead(
+    elements: Any, share: int, num_threads: int, prefetch: int, max_boxes: int | None
+) -> Any:
     """grain's iterator over batches: elements read in order by threads, stacked by one more."""
     import grain
 
     # No more threads than elements to read: grain warns of those that could never work.
     ahead = prefetch * share
     options = grain.ReadOptions(num_threads=min(num_threads, ahead), prefetch_buffer_size=ahead)
-    batches = elements.to_iter_dataset(options).batch(share, batch_fn=stack)
+    batches = elements.to_iter_dataset(options).batch(
+        share, batch_fn=functools.partial(stack, max_boxes=max_boxes)
+    )
     if options.num_threads:  # so that a batch lies ready when it is asked for
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1)
     return iter(batches)

@@ -1,8 +1,7 @@
 """Transforms of a record on its way into a batch: crops, flips, sizes, channels.
 
 A transform is a small frozen dataclass, called with a record and a NumPy generator; a pipeline is a
-list of them. The geometric ones act on "image" and do the same to "mask" where a record has one,
-with nearest neighbours; other fields pass unchanged, so boxes or flow would no longer fit.
+list of them. The geometric ones end in `vadapt.data.fields`, which moves all fields of a record.
 Normalisation is no transform: it happens on the device.
 """
 
@@ -11,18 +10,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
-from PIL import Image
 
+from vadapt.data import fields
 from vadapt.data.decode import to_channels
+from vadapt.data.fields import Record
+from vadapt.data.kinds import Box
+from vadapt.data.resampling import Size
 from vadapt.errors import ConfigError
 
-Record = dict[str, Any]
 Transform = Callable[[Record, np.random.Generator], Record]
-Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
 
 
 def apply_all(transforms: Sequence[Transform], record: Record, rng: np.random.Generator) -> Record:
@@ -32,39 +30,8 @@ def apply_all(transforms: Sequence[Transform], record: Record, rng: np.random.Ge
     return record
 
 
-def resize(
-    image: UInt8[np.ndarray, "h w c"],
-    size: tuple[int, int],
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
-    """Resizes to (height, width) with a filter of Pillow's, which widens when it shrinks.
-
-    That is antialiasing, and what torchvision does to the Pillow images that it is given.
-    """
-    if image.shape[:2] == size:
-        return image
-    # Grey shown in three channels is a view of one: a third of the work, and the same numbers.
-    grey = image.shape[-1] == 1 or image.strides[-1] == 0
-    flat = image[..., 0] if grey else image
-    resized = Image.fromarray(np.ascontiguousarray(flat)).resize((size[1], size[0]), resample)
-    if grey and image.shape[-1] == 3:
-        resized = Image.merge("RGB", (resized,) * 3)
-    return np.asarray(resized).reshape(*size, image.shape[-1])
-
-
-def resize_nearest(
-    mask: Shaped[np.ndarray, "h w *rest"], size: tuple[int, int]
-) -> Shaped[np.ndarray, "{size[0]} {size[1]} *rest"]:
-    """Resizes labels to (height, width): every new cell takes the old one under its centre."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-        for new, old in zip(size, mask.shape, strict=False)
-    )
-    return mask[rows[:, None], columns]
-
-
-def crop_and_resize(record: Record, box: Box, size: tuple[int, int]) -> Record:
-    """Cuts a box from the image, and from the mask if there is one, and resizes what it holds.
+def crop_and_resize(record: Record, box: Box, size: Size) -> Record:
+    """Cut a box from a record and resize what it holds, images with Pillow's bicubic filter.
 
     Every rule that draws boxes ends here. The filter sees the box alone, no pixel beyond its edge.
 
@@ -72,12 +39,7 @@ def crop_and_resize(record: Record, box: Box, size: tuple[int, int]) -> Record:
         box: (top, left, height, width) in pixels, inside the image.
         size: (height, width) of the result.
     """
-    top, left, height, width = box
-    cut = np.s_[top : top + height, left : left + width]
-    record = record | {"image": resize(record["image"][cut], size)}
-    if "mask" in record:
-        record["mask"] = resize_nearest(record["mask"][cut], size)
-    return record
+    return fields.resize(fields.crop(record, box), size)
 
 
 def random_resized_crop_box(
@@ -121,7 +83,7 @@ class RandomResizedCrop:
     (16, 16, 3)
     """
 
-    size: tuple[int, int]
+    size: Size
     area: tuple[float | int, float | int] = (0.2, 1.0)
     aspect: tuple[float | int, float | int] = (3 / 4, 4 / 3)
     attempts: int = 10
@@ -134,7 +96,7 @@ class RandomResizedCrop:
             raise ConfigError(f"aspect is {self.aspect}; it must be (least, most), both above 0")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        height, width = record["image"].shape[:2]
+        height, width = fields.frame_size(record)
         box = random_resized_crop_box(height, width, rng, self.area, self.aspect, self.attempts)
         return crop_and_resize(record, box, self.size)
 
@@ -152,24 +114,20 @@ class HorizontalFlip:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         if rng.random() >= self.probability:
             return record
-        mirrored = np.arange(record["image"].shape[1])[::-1]
-        # Copied here, by a reading thread, and not by the one that stacks the batch.
-        return record | {
-            key: record[key].take(mirrored, axis=1) for key in ("image", "mask") if key in record
-        }
+        return fields.flip(record)
 
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
     """Resizes the whole image to (height, width), whatever becomes of its aspect."""
 
-    size: tuple[int, int]
+    size: Size
 
     def __post_init__(self) -> None:
         _check_size(self.size)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        return crop_and_resize(record, (0, 0, *record["image"].shape[:2]), self.size)
+        return fields.resize(record, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +138,7 @@ class ResizeCenterCrop:
     is the usual evaluation of ImageNet, resize the shorter side to 256 and cut 224.
     """
 
-    size: tuple[int, int]
+    size: Size
     fraction: float | int = 1.0
 
     def __post_init__(self) -> None:
@@ -189,14 +147,14 @@ class ResizeCenterCrop:
             raise ConfigError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        old_height, old_width = record["image"].shape[:2]
+        old_height, old_width = fields.frame_size(record)
         height, width = (round(side / self.fraction) for side in self.size)
         scale = max(height / old_height, width / old_width)
         # The longer side is cut to a whole pixel and the offset rounded, as torchvision does.
         height, width = max(height, int(old_height * scale)), max(width, int(old_width * scale))
-        record = crop_and_resize(record, (0, 0, old_height, old_width), (height, width))
+        record = fields.resize(record, (height, width))
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        return crop_and_resize(record, (top, left, *self.size), self.size)
+        return fields.crop(record, (top, left, *self.size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +171,6 @@ class Channels:
         return record | {"image": to_channels(record["image"], self.channels)}
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _check_size(size: Size) -> None:
     if min(size) < 1:
         raise ConfigError(f"size is {size}; it must be (height, width), both at least 1 pixel")

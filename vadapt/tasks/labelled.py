@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 from ml_collections import ConfigDict
 
+from vadapt.data.fields import stack
+from vadapt.data.kinds import Batch
 from vadapt.data.photometric import PhotometricDistortion
 from vadapt.data.segmentation_transforms import (
     PadTo,
@@ -20,7 +22,7 @@ from vadapt.data.segmentation_transforms import (
     ResizeToFit,
 )
 from vadapt.data.sources import Guarded, Joined, Source
-from vadapt.data.stream import Batch, Stream, make_stream, readable, select_fields, stack
+from vadapt.data.stream import Stream, make_stream, readable, select_fields
 from vadapt.data.transforms import HorizontalFlip, Transform, apply_all
 from vadapt.errors import ConfigError
 from vadapt.tasks import inputs
