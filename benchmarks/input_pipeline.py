@@ -34,10 +34,11 @@ import numpy as np
 from PIL import Image
 
 from configs import pad_msip
+from vadapt.data.fields import stack
 from vadapt.data.msip import IMAGES, Msip
 from vadapt.data.roi_table import PACKED, RoiTable
 from vadapt.data.scenes import SceneOptions, make_scene
-from vadapt.data.stream import make_stream, stack
+from vadapt.data.stream import make_stream
 from vadapt.data.transforms import HorizontalFlip
 from vadapt.tasks.inputs import random_crop
 

@@ -80,8 +80,8 @@ class Task(SegmentationTask):
 
 
 SOURCELESS = (
-    *("tasks", "sources", "sources of labels", "optimizers", "schedules"),
-    *("losses of pixels", "necks", "heads of labels"),
+    *("tasks", "sources", "losses of pixels", "necks", "heads of labels"),
+    *("optimizers", "schedules"),
 )
 
 

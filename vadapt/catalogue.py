@@ -12,11 +12,12 @@ from vadapt.adapters import METHODS
 from vadapt.backbones.families import BACKBONES
 from vadapt.backbones.named import Backbone
 from vadapt.command_line import print_error
+from vadapt.data.pipeline import SOURCES
 from vadapt.errors import ConfigError, nearest
 from vadapt.heads import DECODERS, LABELS, SEGMENTATION
 from vadapt.losses import PIXEL_LOSSES
 from vadapt.necks import NECKS
-from vadapt.tasks import TASKS, image_labels, inputs
+from vadapt.tasks import TASKS
 from vadapt.training.optimizers import OPTIMIZERS
 from vadapt.training.schedules import SCHEDULES
 
@@ -28,8 +29,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "heads of labels": LABELS,
     "heads of masked pre-training": DECODERS,
     "losses of pixels": PIXEL_LOSSES,
-    "sources": inputs.SOURCES,
-    "sources of labels": image_labels.SOURCES,
+    "sources": SOURCES,
     "tasks": TASKS,
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from vadapt.data.pipeline import make_source
 from vadapt.data.roi_crop import RandomRoiCrop, RoiRules, draw_roi, roi_crop_box
 from vadapt.data.stream import make_stream
 from vadapt.data.transforms import RandomResizedCrop
@@ -147,7 +148,7 @@ def test_scenes_are_cropped_around_their_objects():
     data = settings_of_data()
     crop = inputs.random_crop(data)
     assert (crop.rules.min_side, crop.rules.min_candidate_side) == (16, 11)
-    source = inputs.make_source(data)
+    source = make_source(data, inputs.crop_feed(data).reads)
     assert sum(len(source[index]["rois"]) for index in range(8)) > 4
     batch = next(make_stream(source, [crop], batch_size=8, seed=0, num_threads=0))
     assert {name: array.shape for name, array in batch.items()} == {"image": (8, 64, 64, 1)}
@@ -156,18 +157,19 @@ def test_scenes_are_cropped_around_their_objects():
 def test_off_is_the_plain_crop_of_plain_records():
     data = settings_of_data(roi_probability=0.0)
     assert inputs.random_crop(data) == RandomResizedCrop((64, 64), area=(0.5, 1.0))
-    assert list(inputs.make_source(data)[0]) == ["image"]
+    assert list(make_source(data, inputs.crop_feed(data).reads)[0]) == ["image"]
     del data.roi_probability
-    assert list(inputs.make_source(data)[0]) == ["image"]
+    assert list(make_source(data, inputs.crop_feed(data).reads)[0]) == ["image"]
 
 
 def test_sources_without_candidates_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="a folder has no candidates"):
-        inputs.make_source(settings_of_data(source="folder", path=str(tmp_path)))
+    data = settings_of_data(source="folder", path=str(tmp_path))
+    with pytest.raises(ConfigError, match="'folder' has no candidates"):
+        make_source(data, inputs.crop_feed(data).reads)
     (tmp_path / "a" / "thermal").mkdir(parents=True)
     (tmp_path / "a" / "thermal" / "1.png").write_bytes(b"")
     data = settings_of_data(source="msip", path=str(tmp_path))
     with pytest.raises(ConfigError, match="compute them, once"):
-        inputs.make_source(data)
+        make_source(data, inputs.crop_feed(data).reads)
     data.roi_probability = 0.0
-    assert len(inputs.make_source(data)) == 1
+    assert len(make_source(data, inputs.crop_feed(data).reads)) == 1

@@ -10,12 +10,12 @@ from PIL import Image
 from tests.data.test_decode import png16
 from vadapt.data.label_maps import class_colours, look_up, lookup_table
 from vadapt.data.layouts import Layout
+from vadapt.data.pipeline import make_source
 from vadapt.data.segmentation import MaskReader, Segmentation
 from vadapt.data.sources import Source
 from vadapt.data.stream import batches, make_stream
 from vadapt.data.transforms import HorizontalFlip, Resize
 from vadapt.errors import ConfigError, DataError
-from vadapt.tasks.inputs import make_source
 
 SIZE = (6, 8)
 
@@ -270,10 +270,10 @@ def test_a_config_names_the_source_its_split_and_layout(root):
     save(root / "images/00001.png")
     save(root / "labels/00001.png", 7)
     data.update(split="", layout="gta")
-    assert (make_source(data)[0]["mask"] == 0).all()
-    data.roi_probability = 0.5
+    assert (make_source(data, ("image", "mask"))[0]["mask"] == 0).all()
     with pytest.raises(ConfigError, match="no candidates of objects"):
-        make_source(data)
+        make_source(data, ("image", "rois"))
+    assert set(make_source(data)[0]) == {"image", "name"}
     data.path = ""
     with pytest.raises(ConfigError, match="give --config"):
         make_source(data)

@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import gkgnet_coco, gkgnet_voc, parts, vig_imagenet
+from vadapt.data import pipeline
 from vadapt.data.multilabel import SceneLabels
 from vadapt.errors import ConfigError
 from vadapt.metrics.multilabel import average_precision
 from vadapt.partition import count, flatten, split
 from vadapt.run import run
 from vadapt.tasks import image_labels, make_task
-from vadapt.tasks.labelled import data_sets
 from vadapt.tasks.mixing import mix
 from vadapt.weights.adapter_file import save_model
 
@@ -102,9 +102,10 @@ def test_testing_counts_every_image_once_whatever_fills_batches_up():
     config = scenes()
     task = make_task(config)
     model = task.build()
-    data = data_sets(config, "test")["other"]
-    source = image_labels.make_source(data)
-    batches = list(image_labels.test_batches(data, source, 4))
+    data = pipeline.data_sets(config, "test")["other"]
+    source = pipeline.make_source(data, image_labels.FIELDS)
+    feed = image_labels.evaluation_feed(data)
+    batches = list(pipeline.evaluation_batches(data, feed, source, 4))
     assert [int(batch["valid"].sum()) for batch in batches] == [4, 2]
     logits, targets, areas = task.answers(model, data).rows()
     alone = np.concatenate([task.predict(model, source[i]["image"][None]) for i in range(6)])
@@ -214,7 +215,7 @@ def test_data_that_cannot_be_are_said(tmp_path):
     with pytest.raises(ConfigError, match=r"has 20 labels and config.data.num_labels is 21"):
         make_task(config).build()
     with pytest.raises(ConfigError, match="other classes"):
-        image_labels.make_source(config.data, ("car", "bus"))
+        pipeline.make_source(config.data, image_labels.FIELDS, classes=("car", "bus"))
     config.data.augment = "crops"
     with pytest.raises(ConfigError, match="nearest: 'crop"):
         image_labels.augmentation(config.data)

@@ -13,6 +13,7 @@ from PIL import Image
 from configs import linear_dinov2, pad_soda, parts, spm_cityscapes
 from tests import compiled
 from vadapt import adapters, models, predict
+from vadapt.data import pipeline
 from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
 from vadapt.data.sources import Joined
 from vadapt.errors import ConfigError, WeightsError
@@ -117,9 +118,10 @@ def test_testing_counts_every_element_once_whatever_fills_batches_up():
     config = scenes()
     task = SegmentationTask(config)
     model = task.build()
-    data = labelled.data_sets(config, "test")["other"]
-    source = labelled.make_source(data)
-    batches = list(labelled.test_batches(data, source, 4))
+    data = pipeline.data_sets(config, "test")["other"]
+    source = pipeline.make_source(data, labelled.READS)
+    feed = labelled.evaluation_feed(data)
+    batches = list(pipeline.evaluation_batches(data, feed, source, 4))
     assert [int(batch["valid"].sum()) for batch in batches] == [4, 2]
     whole = np.zeros((len(CLASSES),) * 2, np.int64)
     for i in range(len(source)):
@@ -144,7 +146,7 @@ def test_padding_is_exactly_zero_to_the_model():
 def test_sources_and_classes_that_are_not_there_are_said(tmp_path):
     config = linear_dinov2.get_config()
     with pytest.raises(ConfigError, match=r"--config\.data\.path=ROOT"):
-        labelled.make_source(config.data)
+        pipeline.make_source(config.data, labelled.READS)
     write_folder(tmp_path)
     (tmp_path / "dataset.yaml").unlink()
     config.data.path = str(tmp_path)
@@ -219,10 +221,10 @@ def test_interim_maps_of_matchers_are_a_term_of_the_loss():
 def test_sets_are_joined_to_train_on():
     config = scenes()
     config.train = ConfigDict({"one": {"num_scenes": 3}, "two": {"num_scenes": 4, "scene_seed": 5}})
-    source = labelled.training_source(config)
+    source = pipeline.training_source(config, labelled.READS)
     assert len(source) == 7
     assert source.classes == tuple(CLASSES)
-    two = labelled.make_source(labelled.data_sets(config, "train")["two"])
+    two = pipeline.make_source(pipeline.data_sets(config, "train")["two"], labelled.READS)
     np.testing.assert_array_equal(source[3]["image"], two[0]["image"])
     np.testing.assert_array_equal(source[6]["mask"], two[3]["mask"])
     other = Scenes(2, fields=("image", "mask"))

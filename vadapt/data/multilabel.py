@@ -184,6 +184,9 @@ class SceneLabels:
     (road, sky, vehicle, ...) would be no task: nearly every scene has all of it. Areas are the
     visible pixels; objects of next to none do not count (see `Scene.instances`).
 
+    Args:
+        fields: of the scenes, which records have besides.
+
     >>> record = SceneLabels(4)[2]
     >>> record["image"].shape, [CATEGORIES[i] for i in np.flatnonzero(record["labels"])]
     ((64, 64, 3), ['pickup', 'bus', 'cyclist', 'yield'])
@@ -198,10 +201,12 @@ class SceneLabels:
         view: str = "visible",
         seed: int = 0,
         options: SceneOptions | None = None,
+        fields: Sequence[str] = ("image",),
     ):
-        fields = ("image", "instances", "box_categories")
+        self._fields = tuple(fields)
+        read = tuple(dict.fromkeys((*fields, "instances", "box_categories")))
         options = options or SceneOptions()
-        self._scenes = Scenes(num_scenes, view=view, fields=fields, seed=seed, options=options)
+        self._scenes = Scenes(num_scenes, view=view, fields=read, seed=seed, options=options)
 
     @functools.cached_property
     def targets(self) -> Int8[np.ndarray, "n l"]:
@@ -219,7 +224,8 @@ class SceneLabels:
         categories = scene["box_categories"]
         pixels = np.bincount(scene["instances"].ravel(), minlength=len(categories) + 1)[1:]
         areas = np.bincount(categories, pixels, len(CATEGORIES)).astype(np.float32)
-        return {"image": scene["image"], "labels": (areas > 0).astype(np.int8), "areas": areas}
+        shown = {name: scene[name] for name in self._fields}
+        return shown | {"labels": (areas > 0).astype(np.int8), "areas": areas}
 
 
 class SceneObjects:
@@ -249,6 +255,11 @@ class SceneObjects:
         fields = ("image", "boxes_xyxy", "box_categories")
         # More than are asked for: what has no objects is passed over.
         self._scenes = Scenes(64 * num_scenes, view=view, fields=fields, seed=seed, options=large)
+
+    @functools.cached_property
+    def targets(self) -> Int8[np.ndarray, "n l"]:
+        """The labels of all cuts: draws them."""
+        return np.stack([self[index]["labels"] for index in range(len(self))])
 
     def __len__(self) -> int:
         return self.num_scenes

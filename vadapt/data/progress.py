@@ -1,7 +1,8 @@
-"""The bar of commands that go through a data set."""
+"""The bars of what goes through a data set."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -16,3 +17,13 @@ def progress_bar() -> Any:
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
+
+
+def with_progress(batches: Iterable[Any], title: str) -> Iterator[Any]:
+    """The same, counted aloud by process 0 of a terminal."""
+    import jax
+    from rich.console import Console
+    from rich.progress import track
+
+    quiet = jax.process_index() > 0 or not Console().is_terminal
+    yield from track(batches, title, disable=quiet, transient=True)

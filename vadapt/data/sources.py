@@ -181,6 +181,11 @@ class Joined:
                 )
         self._ends = np.cumsum([len(source) for source in self._sources])
 
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels of all elements, of sources that have them."""
+        return np.concatenate([source.targets for source in self._sources])
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 

@@ -15,7 +15,9 @@ from jaxtyping import Array
 
 import vadapt
 from vadapt import sharding
-from vadapt.data.stream import Stream, batches, make_stream
+from vadapt.data import pipeline
+from vadapt.data.pipeline import Feed
+from vadapt.data.stream import Stream, batches
 from vadapt.errors import ConfigError
 from vadapt.partition import flatten, split, variables
 from vadapt.tasks import labelled
@@ -26,7 +28,7 @@ _NAME = "features_{}"
 
 
 def training_stream(task: Any) -> Stream:
-    """Batches in the order of `labelled.training_stream`, of what the head gets for their images.
+    """Batches in the order of `pipeline.training_stream`, of what the head gets for their images.
 
     Fields: "features_0", ... (one for each of `config.task.layers`, [b, h, w, d], in the compute
     type), "mask" (uint8 [b, h, w]) and "index" (int32 [b]: their elements in `task.source`). They
@@ -38,18 +40,8 @@ def training_stream(task: Any) -> Stream:
     Raises:
         ConfigError: a setting makes features differ from step to step; or see `open_or_fill`.
     """
-    config = task.config
-    cache = open_cache(task)
-    return make_stream(
-        cache,
-        [],
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        max_corrupt=0,
-        fields=cache.fields,
-    )
+    config, cache = task.config, open_cache(task)
+    return pipeline.training_stream(config, Feed([], cache.fields), cache, max_corrupt=0)
 
 
 def open_cache(task: Any) -> FeatureCache:
@@ -171,7 +163,7 @@ def _features(model: Any, config: Any) -> tuple[Any, Any]:
 
 def _shapes(model: Any, config: Any) -> Shapes:
     features, trees = _features(model, config)
-    batch = labelled.batch_shapes(config)
+    batch = pipeline.batch_shapes(config, labelled.training_feed(config.data).fields)
     found = jax.eval_shape(features, trees, batch["image"], batch["size"])
     rows = {_NAME.format(i): x for i, x in enumerate(found)} | {"mask": batch["mask"]}
     return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in rows.items()}
@@ -192,12 +184,13 @@ def _compute(model: Any, config: Any, source: Any, first: int) -> Iterator[dict[
         return fields | {"mask": mask[rows]}
 
     waiting: tuple[Any, ...] = ()
+    feed = labelled.training_feed(config.data)
     stream = batches(
         source,
-        labelled.training_transforms(config.data),
+        feed.transforms,
         size,
         max_corrupt=config.data.max_corrupt,
-        fields=labelled.FIELDS,
+        fields=feed.fields,
         first=start,
     )
     for number, batch in enumerate(stream, start):

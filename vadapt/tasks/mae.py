@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vadapt import system
 from vadapt.backbones.vit import ViT
+from vadapt.data import pipeline
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet
 from vadapt.errors import ConfigError
@@ -133,11 +134,11 @@ class MAETask:
 
     def stream(self) -> Stream:
         """Training images, cropped and flipped: {"image": uint8 [b, h, w, c]}."""
-        return inputs.training_stream(self.config)
+        return pipeline.training_stream(self.config, inputs.crop_feed(self.config.data))
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a whole batch of `stream`, without reading any data."""
-        return inputs.batch_shapes(self.config)
+        return pipeline.batch_shapes(self.config)
 
     def loss(
         self, model: MaskedAutoencoder, batch: dict[str, Array], key: Key[Array, ""]

@@ -13,6 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import system
+from vadapt.data import pipeline
+from vadapt.data.progress import with_progress
 from vadapt.data.stream import Stream
 from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
 from vadapt.errors import ConfigError
@@ -21,15 +23,15 @@ from vadapt.losses.multilabel import label_losses
 from vadapt.metrics.multilabel import Answers, average_precision, label_scores
 from vadapt.system import System
 from vadapt.tasks import image_labels, inputs
-from vadapt.tasks.labelled import evaluation_sets, with_progress
 
 
 class MultilabelTask:
     """Trains a head, and what the partition says of the backbone, on images with labels.
 
-    Reads `config.data` (to train on), `config.test` (data sets by name; each differs from
-    `config.data` in the fields that it gives), `config.model`, `config.method`, `config.head`,
-    `config.task` and `config.eval`.
+    Reads `config.data` (to train on), `config.train` (if there is one: several sets to train on)
+    and `config.test`, both data sets by name, each of which differs from `config.data` in the
+    fields that it gives; `config.model`, `config.method`, `config.head`, `config.task` and
+    `config.eval`.
     """
 
     evaluates_initial = False  # a new head knows nothing
@@ -40,7 +42,7 @@ class MultilabelTask:
     @functools.cached_property
     def source(self) -> Any:
         """The training data."""
-        return image_labels.make_source(self.config.data)
+        return pipeline.training_source(self.config, image_labels.FIELDS)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,11 +89,12 @@ class MultilabelTask:
 
     def stream(self) -> Stream:
         """Training batches: {"image": uint8 [b, h, w, c], "labels": int8 [b, l]}."""
-        return image_labels.training_stream(self.config, self.source)
+        feed = image_labels.training_feed(self.config.data)
+        return pipeline.training_stream(self.config, feed, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a whole batch of `stream`, without reading any data."""
-        return image_labels.batch_shapes(self.config, self.num_labels)
+        return pipeline.batch_shapes(self.config, image_labels.FIELDS, self.num_labels)
 
     def loss(
         self, model: System, batch: dict[str, Array], key: Key[Array, ""]
@@ -122,7 +125,7 @@ class MultilabelTask:
         "validation" takes the sets of `config.validation` if there are any.
         """
         scores = {}
-        for name, data in evaluation_sets(self.config, on).items():
+        for name, data in pipeline.evaluation_sets(self.config, on).items():
             answers = self.answers(model, data, f"testing on {name}")
             scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
         return scores
@@ -131,8 +134,9 @@ class MultilabelTask:
         """Logits and labels of all images of a test set."""
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
-        source = image_labels.make_source(data, self.classes)
-        batches = image_labels.test_batches(data, source, self.config.eval.batch)
+        source = pipeline.make_source(data, image_labels.FIELDS, classes=self.classes)
+        feed = image_labels.evaluation_feed(data)
+        batches = pipeline.evaluation_batches(data, feed, source, self.config.eval.batch)
         answers = Answers()
         for batch in with_progress(batches, title):
             logits = self._jitted_logits(graph, tree, batch["image"])

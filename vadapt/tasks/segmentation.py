@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import system
+from vadapt.data import pipeline
+from vadapt.data.progress import with_progress
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet
 from vadapt.heads import segmentation_head
@@ -57,7 +59,7 @@ class SegmentationTask:
     @functools.cached_property
     def source(self) -> Any:
         """The training data."""
-        return labelled.training_source(self.config)
+        return pipeline.training_source(self.config, labelled.READS)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -98,13 +100,14 @@ class SegmentationTask:
         """
         if self.config.data.get("cache", ""):
             return frozen_features.training_stream(self)
-        return labelled.training_stream(self.config, self.source)
+        feed = labelled.training_feed(self.config.data)
+        return pipeline.training_stream(self.config, feed, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a whole batch of `stream`, without reading any data."""
         if self.config.data.get("cache", ""):
             return frozen_features.batch_shapes(self)
-        return labelled.batch_shapes(self.config)
+        return pipeline.batch_shapes(self.config, (*labelled.READS, "size"))
 
     def loss(
         self, model: System, batch: dict[str, Array], key: Key[Array, ""]
@@ -135,12 +138,13 @@ class SegmentationTask:
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
         matrices = {}
-        for name, data in labelled.evaluation_sets(self.config, on).items():
+        for name, data in pipeline.evaluation_sets(self.config, on).items():
             matrix = Confusion.empty(len(self.classes))
-            batches = labelled.test_batches(
-                data, labelled.make_source(data), self.config.eval.batch
+            source = pipeline.make_source(data, labelled.READS)
+            batches = pipeline.evaluation_batches(
+                data, labelled.evaluation_feed(data), source, self.config.eval.batch
             )
-            for batch in labelled.with_progress(batches, f"testing on {name}"):
+            for batch in with_progress(batches, f"testing on {name}"):
                 matrix = self._jitted_count(graph, tree, matrix, batch)
             matrices[name] = (
                 np.asarray(multihost_utils.process_allgather(matrix.counts()))
@@ -176,7 +180,8 @@ class SegmentationTask:
         """The first images of a batch, each a row of image, labels and predictions."""
         number = min(self.config.eval.num_pictures, len(batch["mask"]))
         if "image" not in batch:
-            batch = labelled.read(self.config.data, self.source, batch["index"][:number])
+            data, rows = self.config.data, batch["index"][:number]
+            batch = pipeline.read(data, labelled.training_feed(data), self.source, rows)
         images, masks = batch["image"][:number], batch["mask"][:number]
         found, palette = self.predict(model, images), self.palette
         rows = [

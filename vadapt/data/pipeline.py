@@ -1,0 +1,255 @@
+"""From `config.data` to batches, for every task: sources, training streams, test batches, shapes.
+
+A task says what it wants of the data in a `Feed`; `config.data` says which data. Settings that are
+read here: `SETTINGS`, and those of the source (`settings_of`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from vadapt import options
+from vadapt.data import fields
+from vadapt.data.kinds import Batch, Dimensions
+from vadapt.data.named_sources import EMBEDDED
+from vadapt.data.repeated import Repeated, balanced_counts
+from vadapt.data.sources import Guarded, Joined, Source
+from vadapt.data.stream import Stream, batches, make_stream, readable, select_fields
+from vadapt.data.transforms import Transform, apply_all
+from vadapt.errors import ConfigError
+from vadapt.registry import Registry
+
+if TYPE_CHECKING:
+    import jax
+
+# config.data.source -> a function to a source: of settings of `config.data` by name (or, as `data`,
+# of all of it), of `fields` (those that the task reads), of `classes` (those that it must have).
+SOURCES = Registry(
+    "config.data.source",
+    {
+        name: f"vadapt.data.named_sources:{name}"
+        for name in (
+            "scenes", "scene_objects", "folder", "msip", "segmentation", "labels", "folders", "tfds"
+        )
+    },
+)  # fmt: skip
+# Of `config.data`, besides those of the source and of the task's transforms.
+SETTINGS = ("source", "image_size", "max_corrupt", "balance", "views", "max_boxes", "frames")
+_GIVEN = ("data", "fields", "classes")
+_LABELLED = {"mask", "labels"}  # fields whose numbers are of the source's classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a task wants of its data.
+
+    Attributes:
+        transforms: from records to what is stacked.
+        fields: of batches.
+        reads: fields of the source's records; by default those of batches.
+        optional: fields of test batches that only some sources have.
+        by_size: test images keep their sizes, and come in batches of one size each.
+    """
+
+    transforms: Sequence[Transform]
+    fields: tuple[str, ...] = ("image",)
+    reads: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    by_size: bool = False
+
+
+def make_source(
+    data: Any, reads: Sequence[str] = ("image",), *, classes: Sequence[str] = ()
+) -> Any:
+    """The source that `config.data` names, with the fields that a task reads.
+
+    Args:
+        data: `source` (a name in `SOURCES`, or the place of a function, as in
+            "my_package.data:drone"), and the settings that the source takes.
+        classes: that it must have, in this order; by default its own.
+
+    Raises:
+        ConfigError: an unknown source; one that lacks a setting, a field or labels, or has other
+            classes.
+    """
+    make = SOURCES[data.source]
+    given = {"data": data, "fields": tuple(reads), "classes": tuple(classes)}
+    known = options.accepted(make)
+    settings = {name: data[name] for name in known if name not in _GIVEN and name in data}
+    options.check("data", data.source, make, settings, given=_GIVEN)
+    source = make(**settings, **{name: value for name, value in given.items() if name in known})
+    if {*reads} & _LABELLED and not hasattr(source, "classes"):
+        raise ConfigError(
+            f"config.data.source={data.source!r} has images without labels; a source of one's own "
+            "has `classes`, and for labels of pixels `palette`"
+        )
+    if classes and tuple(source.classes) != tuple(classes):
+        raise ConfigError(
+            f"{source!r} has other classes ({len(source.classes)}) than what is trained on "
+            f"({len(classes)}), or in another order"
+        )
+    return source
+
+
+def settings_of(name: str) -> tuple[str, ...] | None:
+    """The settings of `config.data` that a source reads; None if it takes all of `data`."""
+    known = options.accepted(SOURCES[name])
+    return None if "data" in known else tuple(key for key in known if key not in _GIVEN)
+
+
+def data_sets(config: Any, kind: str) -> dict[str, ConfigDict]:
+    """Data sets by name: `config.data`, changed as each set in `config.<kind>` says.
+
+    Args:
+        kind: "train", "validation", "test" or "streams".
+    """
+    return {
+        name: ConfigDict({**config.data.to_dict(), **changes.to_dict()})
+        for name, changes in config.get(kind, {}).items()
+    }
+
+
+def evaluation_sets(config: Any, on: str) -> dict[str, ConfigDict]:
+    """The data sets to evaluate "test" or "validation" on; the former where there are no latter."""
+    return data_sets(config, on) or data_sets(config, "test")
+
+
+def training_source(config: Any, reads: Sequence[str] = ("image",)) -> Any:
+    """The training data: `config.data`, or the sets that `config.train` names, joined.
+
+    Raises:
+        ConfigError: see `make_source`; or the sets have other classes.
+    """
+    sets = data_sets(config, "train")
+    sources = {name: make_source(data, reads) for name, data in sets.items()}
+    if not sources:
+        return make_source(config.data, reads)
+    return Joined(sources) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def training_stream(
+    config: Any, feed: Feed, source: Source | None = None, **changes: Any
+) -> Stream:
+    """Endless batches of this process; see `vadapt.data.stream.make_stream`.
+
+    Of `config.data` it reads `max_corrupt`, `balance` (images of labels that fewer than this share
+    of the images have come more often; 0: all once), `views` (of an image in succession) and
+    `max_boxes` (rows of boxes in a batch; 0: as many as each image has, if all have as many).
+
+    Args:
+        source: by default that of `training_source`.
+        changes: of the arguments of `make_stream`.
+    """
+    data = config.data
+    elements: Any = source or training_source(config, feed.reads or feed.fields)
+    if data.get("balance", 0):
+        elements = Repeated(elements, balanced_counts(_targets(data, elements), data.balance))
+    settings = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "views": data.get("views", 1),
+        "max_corrupt": data.max_corrupt,
+        "fields": feed.fields,
+        "max_boxes": data.get("max_boxes", 0) or None,
+        **_process(),
+    }
+    return make_stream(elements, feed.transforms, **{**settings, **changes})
+
+
+def batch_shapes(
+    config: Any, names: Sequence[str] = ("image",), num_labels: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a whole batch of `training_stream` with these fields, without reading data."""
+    import jax
+
+    dimensions = _dimensions(config.data, num_labels)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+        for name, (shape, dtype) in fields.shapes(names, dimensions).items()
+    }
+
+
+def evaluation_batches(data: Any, feed: Feed, source: Source, batch_size: int) -> Iterator[Batch]:
+    """All elements once, this process's share, read ahead; "valid" is False for what fills up.
+
+    Elements that cannot be read count for nothing and are named in the log, up to a share of
+    `data.max_corrupt`. With `feed.by_size` they are grouped by the sizes of their pixels.
+    """
+    process = _process()
+    if feed.by_size:
+        mine = range(process["process_index"], len(source), process["process_count"])
+        records = readable(
+            source, feed.transforms, mine, max_corrupt=data.max_corrupt, fields=feed.fields
+        )
+        yield from _grouped(records, batch_size, data.get("max_boxes", 0) or None)
+        return
+    first = Guarded(source, data.max_corrupt, evaluating=True)[0] if feed.optional else {}
+    yield from batches(
+        source,
+        feed.transforms,
+        batch_size,
+        max_corrupt=data.max_corrupt,
+        fields=(*feed.fields, *(name for name in feed.optional if name in first)),
+        max_boxes=data.get("max_boxes", 0) or None,
+        **process,
+    )
+
+
+def read(data: Any, feed: Feed, source: Source, indices: Int[np.ndarray, " n"]) -> Batch:
+    """The elements of these numbers as one batch, where none of the transforms is random."""
+    guarded = Guarded(source, data.max_corrupt)
+    rng = np.random.default_rng(0)
+    records = [apply_all(feed.transforms, guarded[index], rng) for index in indices.tolist()]
+    chosen = [select_fields(record, feed.fields) for record in records]
+    return fields.stack(chosen, data.get("max_boxes", 0) or None)
+
+
+def _grouped(records: Iterator[Batch], batch_size: int, max_boxes: int | None) -> Iterator[Batch]:
+    """Batches of records of one size; those that never filled come last."""
+    waiting: dict[Any, list[Batch]] = {}
+    for record in records:
+        key = tuple(
+            array.shape for name, array in record.items() if fields.kind_of(name).size(array)
+        )
+        waiting.setdefault(key, []).append(record)
+        if len(waiting[key]) == batch_size:
+            yield _filled(waiting.pop(key), batch_size, max_boxes)
+    for records_left in waiting.values():
+        yield _filled(records_left, batch_size, max_boxes)
+
+
+def _filled(records: list[Batch], size: int, max_boxes: int | None) -> Batch:
+    repeated = records + [records[-1]] * (size - len(records))
+    return fields.stack(repeated, max_boxes) | {"valid": np.arange(size) < len(records)}
+
+
+def _targets(data: Any, source: Any) -> np.ndarray:
+    if not hasattr(source, "targets"):
+        raise ConfigError(
+            f"config.data.balance={data.balance}: {source!r} does not tell all labels at once "
+            "(`targets`); give --config.data.balance=0"
+        )
+    return source.targets
+
+
+def _dimensions(data: Any, num_labels: int) -> Dimensions:
+    grey = data.source in EMBEDDED and data.view == "thermal"  # all other images are in colour
+    return Dimensions(
+        tuple(data.image_size),
+        1 if grey else 3,
+        num_labels,
+        data.get("max_boxes", 0),
+        data.get("frames", 2),
+    )
+
+
+def _process() -> Mapping[str, int]:
+    import jax  # which reading threads have no need of
+
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
