@@ -12,6 +12,7 @@ from vadapt.errors import ConfigError
 from vadapt.partition import count, flatten, split
 from vadapt.run import full_training, run
 from vadapt.tasks import make_task
+from vadapt.tasks.segmentation import pixel_scores
 from vadapt.training.optimizers import OptimizerSettings, make_optimizer, treatments
 from vadapt.training.settings import check_settings
 
@@ -159,7 +160,7 @@ def test_rein_trains_as_many_numbers_as_the_paper_says():
 def test_reins_other_backbones_and_ways_are_arguments(arg):
     model, config = model_of("rein_gta", arg)
     images = jax.ShapeDtypeStruct((1, *config.data.image_size, 3), jnp.float32)
-    scores = jax.eval_shape(lambda model, images: model.scores(images), model, images)
+    scores = jax.eval_shape(pixel_scores, model, images)
     assert scores.shape == (1, 512, 512, 19)
 
 
