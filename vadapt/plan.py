@@ -98,8 +98,6 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     check_settings(config)
     mesh = sharding.make_mesh(config.parallel.fsdp, chips.devices(topology, slices))
     config = copy.deepcopy(config)
-    if "probe_scenes" in config.eval:
-        config.eval.probe_scenes = 0
     config.batch_size = shared_batch(config, mesh.size)
     task = make_task(config)
     parts = split(nnx.eval_shape(lambda: task.build(pretrained=False)), config.trainable)

@@ -17,7 +17,7 @@ from vadapt.tasks import make_task
 from vadapt.training.former_settings import comparable
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
-from vadapt.training.task import Task
+from vadapt.training.task import Model, Task
 from vadapt.weights.adapter_file import save_adapter, save_model
 
 Config = Any  # a ConfigDict, whose fields no type checker knows
@@ -108,7 +108,9 @@ def run(
     return result
 
 
-def _evaluations(task: Task, outcome: Outcome) -> Iterator[tuple[str, dict[str, float]]]:
+def _evaluations(
+    task: Task[Model], outcome: Outcome[Model]
+) -> Iterator[tuple[str, dict[str, float]]]:
     """The scores of the model before training, where they say something, and after it."""
     if not getattr(task, "evaluates_initial", True):
         yield "adapted", task.evaluate(outcome.model)
@@ -223,7 +225,7 @@ def closing_table(
     return "\n".join(lines)
 
 
-def _export(task: Task, config: Config, outcome: Outcome, path: Path) -> None:
+def _export(task: Task[Model], config: Config, outcome: Outcome[Model], path: Path) -> None:
     save_adapter(
         path,
         task.export(outcome.model),

@@ -93,12 +93,6 @@ def test_a_users_folder_is_trained_on_and_predicted(tmp_path, capsys, caplog):
     assert 100 * mean_iou(found) == pytest.approx(result["val/miou/adapted"], abs=0.5)
 
 
-def test_predicting_needs_a_finished_run_of_a_segmentation(tmp_path, capsys):
-    arguments = [f"--workdir={tmp_path}", f"--images={tmp_path}", f"--out={tmp_path}"]
-    assert predict.main(arguments) == 1
-    assert "holds no finished run" in capsys.readouterr().err
-
-
 def test_only_the_head_learns_and_every_term_is_reported():
     task = SegmentationTask(scenes())
     model = task.build()

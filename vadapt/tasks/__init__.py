@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flax import nnx
+
 from vadapt.registry import Registry
 from vadapt.training.task import Task
 
@@ -20,7 +22,7 @@ TASKS = Registry(
 )
 
 
-def make_task(config: Any) -> Task:
+def make_task(config: Any) -> Task[nnx.Module]:
     """The task that a config names.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
@@ -33,6 +34,12 @@ class ClassificationTask(MultilabelTask):
         )
         logits = model(pixels, model_key).logits.astype(jnp.float32)
         return {"loss_ce": optax.softmax_cross_entropy(logits, targets).mean()}
+
+    def probabilities(self, logits: Float[np.ndarray, "*b l"]) -> Float[np.ndarray, "*b l"]:
+        """Of every label, the only one of its image."""
+        scores = logits.astype(np.float64)
+        odds = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return odds / odds.sum(axis=-1, keepdims=True)
 
     def scores_of(self, answers: Answers) -> dict[str, Any]:
         """The share of images whose label is the best one, and among the best five."""

@@ -16,6 +16,7 @@ from vadapt import system
 from vadapt.data import pipeline
 from vadapt.data.progress import with_progress
 from vadapt.data.stream import Stream
+from vadapt.data.transforms import apply_all
 from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
 from vadapt.errors import ConfigError
 from vadapt.heads import label_head
@@ -23,6 +24,9 @@ from vadapt.losses.multilabel import label_losses
 from vadapt.metrics.multilabel import Answers, average_precision, label_scores
 from vadapt.system import System
 from vadapt.tasks import image_labels, inputs
+from vadapt.training.task import Prediction
+
+COLUMNS = ("image", "first label", "second", "third")  # of pictures
 
 
 class MultilabelTask:
@@ -150,13 +154,17 @@ class MultilabelTask:
         average precision of every label, as "AP/dog".
         """
         logits, targets, areas = answers.rows()
-        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 would tie at 1
+        probabilities = self.probabilities(logits)
         scores = label_scores(probabilities, targets, areas, threshold=self.config.eval.threshold)
         found = {name: x for name, x in scores.items() if "_top" not in name or "F1" in name}
         each = 100 * average_precision(probabilities, targets)
         return found | {
             f"AP/{label}": float(x) for label, x in zip(self.classes, each, strict=True)
         }
+
+    def probabilities(self, logits: Float[np.ndarray, "*b l"]) -> Float[np.ndarray, "*b l"]:
+        """Of every label by itself."""
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 would tie at 1
 
     def export(self, model: System) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""
@@ -168,6 +176,24 @@ class MultilabelTask:
         """Logits of images of the training size."""
         graph, state = nnx.split(model)
         return np.asarray(self._jitted_logits(graph, nnx.to_pure_dict(state), images))
+
+    def predict_image(self, model: System, image: UInt8[np.ndarray, "h w c"]) -> Prediction:
+        """The best labels, all from a probability of `eval.threshold` on; `pictures` show three.
+
+        The image is resized as for testing. There are five labels at least, if the data have them.
+        """
+        feed = image_labels.evaluation_feed(self.config.data)
+        seen = apply_all(feed.transforms, {"image": image}, np.random.default_rng(0))["image"]
+        graph, state = nnx.split(model)
+        found = self._jitted_predict(graph, nnx.to_pure_dict(state), seen[None])
+        scores = self.probabilities(np.asarray(found.logits[0], np.float32))
+        order = np.argsort(-scores, kind="stable")
+        number = max(5, int((scores >= self.config.eval.get("threshold", 1.0)).sum()))
+        labels = {self.classes[k]: float(scores[k]) for k in order[:number]}
+        title = ", ".join(f"{label} {value:.0%}" for label, value in [*labels.items()][:3])
+        row = [seen, *self._places(found, seen, 0, order[:3], model.strides)]
+        sheet = contact_sheet([row], COLUMNS[: len(row)], [title], cell=256)
+        return Prediction(pictures={"pictures": sheet}, labels=labels)
 
     def pictures(
         self, model: System, batch: dict[str, np.ndarray]
@@ -190,8 +216,7 @@ class MultilabelTask:
             titles.append(
                 ", ".join(f"{self.classes[k]} {m}" for k, m in zip(best, marks, strict=True))
             )
-        columns = ["image", "first label", "second", "third"][: len(rows[0])]
-        return {"labels": contact_sheet(rows, columns, titles, cell=128)}
+        return {"labels": contact_sheet(rows, COLUMNS[: len(rows[0])], titles, cell=128)}
 
     def _places(
         self, found: Any, image: np.ndarray, row: int, labels: Any, strides: tuple[int, ...]

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Key, UInt8
 from vadapt import system
 from vadapt.data import pipeline
 from vadapt.data.progress import with_progress
+from vadapt.data.segmentation_transforms import ResizeToFit
 from vadapt.data.stream import Stream
-from vadapt.drawing import colour_mask, contact_sheet
+from vadapt.drawing import colour_mask, contact_sheet, overlay, to_rgb
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, domain_scores, iou_per_class
 from vadapt.nn.hooks import hook_losses
@@ -26,6 +27,7 @@ from vadapt.nn.trunk import Features
 from vadapt.system import System
 from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.sliding import Inference
+from vadapt.training.task import Prediction
 
 
 def pixel_scores(model: System, images: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
@@ -173,6 +175,16 @@ class SegmentationTask:
         graph, state = nnx.split(model)
         size = (images.shape[1], images.shape[2]) if size is None else size
         return np.asarray(self._jitted_classes(graph, nnx.to_pure_dict(state), images, size))
+
+    def predict_image(self, model: System, image: UInt8[np.ndarray, "h w c"]) -> Prediction:
+        """`labels`, the class of every pixel, and `overlays`, these in colors over the image."""
+        record, data = {"image": image}, self.config.data
+        if data.test_longest:
+            fit = ResizeToFit(data.test_longest, data.test_shortest)
+            record = fit(record, np.random.default_rng(0))
+        labels = self.predict(model, record["image"][None], (image.shape[0], image.shape[1]))[0]
+        both = overlay(to_rgb(image), colour_mask(labels, self.palette))
+        return Prediction(arrays={"labels": labels}, pictures={"overlays": both})
 
     def pictures(
         self, model: System, batch: dict[str, np.ndarray]

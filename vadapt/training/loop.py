@@ -6,12 +6,15 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 
 from vadapt import sharding
 from vadapt.errors import ConfigError, TrainingError
@@ -24,27 +27,29 @@ from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program, optimizer_tables
 from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
-from vadapt.training.task import Task
+from vadapt.training.task import Model, Task
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True)
+class Outcome(Generic[Model]):
     """The result of a run in memory; the models are whole, in float32, on one local device."""
 
-    initial: Any  # the model before its first step
-    model: Any  # the model now (its moving average, if there is one)
+    initial: Model  # the model before its first step
+    model: Model  # the model now (its moving average, if there is one)
     steps: int  # done so far, over all resumptions
     images_per_second: float  # of this session, compiling, saving and drawing left out
     trainable_parameters: int
     finished: bool  # False: a signal stopped it; the same command goes on
 
 
-class Session(NamedTuple):
+@dataclass(frozen=True)
+class Session(Generic[Model]):
     """The resources that are open while a run goes on."""
 
-    task: Task
+    task: Task[Model]
     config: Any
-    mesh: Any
-    stream: Any
+    mesh: Mesh
+    stream: Any  # what `Task.stream` gives
     example: dict[str, np.ndarray]  # the first batch of all
     checkpoints: Checkpoints
     log: RunLog
@@ -53,25 +58,26 @@ class Session(NamedTuple):
     began: float
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run(Generic[Model]):
     """A model on the mesh, ready to step."""
 
     program: Program
-    graph: Any
+    graph: nnx.GraphDef[Model]
     frozen: Tree
     initial: Tree  # what trains, before the first step
     state: State
 
 
 def fit(
-    task: Task,
+    task: Task[Model],
     config: Any,
     workdir: str | Path,
     *,
     stop_at: int | None = None,
     devices: Sequence[Any] | None = None,
     checkpoints: Checkpoints | None = None,
-) -> Outcome:
+) -> Outcome[Model]:
     """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
 
     Args:
@@ -136,8 +142,9 @@ def open_checkpoints(config: Any, workdir: Path) -> Checkpoints:
     )
 
 
-def _loop(session: Session, run: Run, last: int) -> Outcome:
-    task, config, mesh, stream, example, checkpoints, log, stop, *_ = session
+def _loop(session: Session[Model], run: Run[Model], last: int) -> Outcome[Model]:
+    task, config, mesh, stream = session.task, session.config, session.mesh, session.stream
+    checkpoints, log, stop = session.checkpoints, session.log, session.stop
     state = run.state
     start = done = int(state.step)
     evaluations = Evaluations(config, checkpoints)
@@ -150,7 +157,7 @@ def _loop(session: Session, run: Run, last: int) -> Outcome:
         checkpoints.save(done, tree, metrics=marks)
 
     def draw() -> None:
-        for name, image in task.pictures(_model(run, state, mesh), example).items():
+        for name, image in task.pictures(_model(run, state, mesh), session.example).items():
             log.image(done, name, image)
 
     while done < last and not stop.requested(done) and not evaluations.over(done):
@@ -212,7 +219,7 @@ def _due(
     return logs, evaluates, saves and done < last, every(config.run.get("pictures_every", 0))
 
 
-def _model(run: Run, state: State, mesh: Any) -> Any:
+def _model(run: Run[Model], state: State, mesh: Mesh) -> Model:
     """The model of a state, its moving average if there is one, as each process can use it."""
     trained = state.trainable if state.ema is None else state.ema
     trees = (trained, run.frozen, state.variables)
@@ -276,9 +283,10 @@ class Watch:
         )
 
 
-def _prepare(session: Session) -> Run:
+def _prepare(session: Session[Model]) -> Run[Model]:
     """Builds the model, places it, and goes to the newest checkpoint if there is one."""
-    task, config, mesh, stream, _, checkpoints, log, *_ = session
+    task, config, mesh, stream = session.task, session.config, session.mesh, session.stream
+    checkpoints, log = session.checkpoints, session.log
     model = task.build()
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
@@ -324,13 +332,13 @@ def _stopped(start: int, done: int) -> str:
     return f"stopped by a signal {where}; the same command goes on"
 
 
-def _whole(tree: Tree, mesh: Any) -> Tree:
+def _whole(tree: Tree, mesh: Mesh) -> Tree:
     """A tree as each process can use it alone: unsharded, in float32, on one local device."""
     tree = jax.device_put(cast(tree, jnp.dtype("float32")), sharding.replicated(mesh))
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
-def _describe(mesh: Any, config: Any) -> str:
+def _describe(mesh: Mesh, config: Any) -> str:
     device = mesh.devices.flat[0]
     kind = device.device_kind
     names = [f"{mesh.size} x {kind}" + f" ({device.platform})" * (kind != device.platform)]

@@ -17,10 +17,11 @@ from vadapt.errors import ConfigError
 from vadapt.micro_batches import counted, counting
 from vadapt.partition import Partition, Queue, Teacher, Tree, choose, flatten, join, merge
 from vadapt.remat import rematerialise, scanned
-from vadapt.training.task import Player
+from vadapt.training.task import Loss, Player
 
-LossFn = Callable[[Any, dict[str, Array], Array], tuple[Any, ...]]  # see `Task.loss`
 MEMORY = (Teacher, Queue)  # what moves once a step, by `after_update`
+OptimizerState = Any  # a pytree of optax's; with several players a dictionary of theirs, by name
+AfterUpdate = Callable[..., None]  # see `vadapt.training.task.Remembers`
 
 
 class State(NamedTuple):
@@ -29,9 +30,9 @@ class State(NamedTuple):
     A checkpoint names its leaves by these fields, whose names must therefore stay.
     """
 
-    step: Any  # int32 [], steps done
+    step: Array  # int32 [], steps done
     trainable: Tree  # float32
-    optimizer: Any  # an optax state; of several players theirs, by name
+    optimizer: OptimizerState
     variables: Tree  # what neither trains nor is frozen: statistics, teachers, queues
     ema: Tree | None = None  # the moving average of `trainable`, if one is asked for
 
@@ -70,15 +71,18 @@ class Learner(NamedTuple):
         owns = self.player.owns
         return choose(trainable, owns), choose(trainable, lambda path: not owns(path))
 
-    def update(self, grads: Tree, held: Any, own: Any) -> tuple[Any, Any]:
+    def update(self, grads: Tree, held: OptimizerState, own: Tree) -> tuple[Tree, OptimizerState]:
         """What it trains after a step, and its optimizer's state."""
         # optax multiplies integer counters with floats.
         with jax.numpy_dtype_promotion("standard"):
             updates, held = self.optimizer.update(grads, held, own)
-        return optax.apply_updates(own, updates), held
+        updated: Any = optax.apply_updates(own, updates)
+        return updated, held
 
 
-def single(loss: LossFn, optimizer: Any, schedule: Callable[[Any], Any]) -> tuple[Learner, ...]:
+def single(
+    loss: Loss, optimizer: optax.GradientTransformation, schedule: Callable[[Any], Any]
+) -> tuple[Learner, ...]:
     """One learner, which trains everything."""
     return (Learner(Player("", ".*", loss), optimizer, schedule),)
 
@@ -102,24 +106,24 @@ def init_state(parts: Partition, learners: Sequence[Learner], options: StepOptio
     )
 
 
-def _stored(optimizers: dict[str, Any]) -> Any:
+def _stored(optimizers: dict[str, OptimizerState]) -> OptimizerState:
     """The states of all players' optimizers as `State` has them; a lone one's without its name."""
     return optimizers if len(optimizers) > 1 else next(iter(optimizers.values()))
 
 
-def _by_player(optimizer: Any, learners: Sequence[Learner]) -> dict[str, Any]:
+def _by_player(optimizer: OptimizerState, learners: Sequence[Learner]) -> dict[str, OptimizerState]:
     """The inverse of `_stored`, a new dictionary."""
     return dict(optimizer) if len(learners) > 1 else {learners[0].player.name: optimizer}
 
 
 def make_step(
-    graph: Any,
+    graph: nnx.GraphDef,
     learners: Sequence[Learner],
     options: StepOptions,
     *,
     seed: int,
     gather: Callable[[Tree], Tree] = lambda tree: tree,
-    after_update: Callable[[Any, Mapping[str, Array]], None] | None = None,
+    after_update: AfterUpdate | None = None,
 ) -> Callable[[Tree, State, dict[str, Array]], tuple[State, dict[str, Array]]]:
     """A pure step: (frozen, state, batch) to (state, metrics).
 
@@ -133,7 +137,7 @@ def make_step(
     """
     loss = _make_loss(graph, options, gather)
 
-    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> Any:
+    def step(frozen: Tree, state: State, batch: dict[str, Array]) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         optimizers = _by_player(state.optimizer, learners)
         trainable, variables = state.trainable, state.variables
@@ -166,13 +170,13 @@ def make_step(
 
 
 def _make_loss(
-    graph: Any, options: StepOptions, gather: Callable[[Tree], Tree]
+    graph: nnx.GraphDef, options: StepOptions, gather: Callable[[Tree], Tree]
 ) -> Callable[..., Any]:
     """A player's loss as a function of trees, to differentiate by the first of them."""
     dtype = jnp.dtype(options.compute_dtype)
 
     def loss(
-        function: LossFn,
+        function: Loss,
         own: Tree,
         others: Tree,
         frozen: Tree,
@@ -194,8 +198,8 @@ def _make_loss(
 
 
 def _remember(
-    after_update: Callable[[Any, Mapping[str, Array]], None],
-    graph: Any,
+    after_update: AfterUpdate,
+    graph: nnx.GraphDef,
     trainable: Tree,
     frozen: Tree,
     variables: Tree,

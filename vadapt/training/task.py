@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,14 +15,18 @@ from jaxtyping import Array, UInt8
 from vadapt.data.stream import Stream
 
 Batch = Mapping[str, Array]
+Model = TypeVar("Model", bound=nnx.Module)  # what a task builds, and is given again
+Sees = TypeVar("Sees", bound=nnx.Module, contravariant=True)  # what it is given alone
+# As `Task.loss`: (model, batch, key) to the loss, metrics, and outputs if there are any.
+Loss = Callable[..., tuple[Any, ...]]
 
 
 @runtime_checkable
-class Task(Protocol):
+class Task(Protocol[Model]):
     """What is learned, from which data, and how it is evaluated; see `vadapt.tasks`.
 
     A task may also have `evaluates_initial` (False: scores before training say nothing), `players`
-    (see `Player`) and `after_update` (see `Remembers`).
+    (see `Player`), `after_update` (see `Remembers`) and `predict_image` (see `Predicts`).
     """
 
     config: Any
@@ -31,7 +36,7 @@ class Task(Protocol):
         """Options of the backbone besides its name and size, for the adapter file."""
         ...
 
-    def build(self, *, pretrained: bool = True) -> nnx.Module:
+    def build(self, *, pretrained: bool = True) -> Model:
         """The model with its weights and the method applied.
 
         Args:
@@ -47,7 +52,7 @@ class Task(Protocol):
         """Shapes of a whole batch of `stream`, without reading any data."""
         ...
 
-    def loss(self, model: Any, batch: Any, key: Array) -> tuple[Any, ...]:
+    def loss(self, model: Model, batch: Any, key: Array) -> tuple[Any, ...]:
         """The loss of a batch, a scalar in float32, and metrics by name.
 
         All randomness comes from the key. Averages over a part of the batch are taken with
@@ -56,7 +61,7 @@ class Task(Protocol):
         """
         ...
 
-    def evaluate(self, model: Any, on: str = "test") -> dict[str, float]:
+    def evaluate(self, model: Model, on: str = "test") -> dict[str, float]:
         """Scores by name.
 
         Args:
@@ -64,19 +69,19 @@ class Task(Protocol):
         """
         ...
 
-    def export(self, model: Any) -> nnx.Module:
+    def export(self, model: Model) -> nnx.Module:
         """The part of the model that people keep."""
         ...
 
-    def pictures(self, model: Any, batch: Any) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    def pictures(self, model: Model, batch: Any) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """What people look at, by name, of the first images of a batch."""
         ...
 
 
-class Remembers(Protocol):
+class Remembers(Protocol[Sees]):
     """A task whose model remembers: a teacher that follows, a queue, templates, prototypes."""
 
-    def after_update(self, model: Any, outputs: Mapping[str, Array]) -> None:
+    def after_update(self, model: Sees, outputs: Mapping[str, Array]) -> None:
         """Move what the model remembers, in place: variables of `Teacher` and `Queue`.
 
         It is called once a step, whatever the number of micro-batches, with the weights after the
@@ -89,6 +94,26 @@ class Remembers(Protocol):
         ...
 
 
+class Prediction(NamedTuple):
+    """What a task says of one image; `vadapt.predict` makes files of it."""
+
+    # By the name of their folder; written as PNG, to the bit.
+    arrays: Mapping[str, UInt8[np.ndarray, "h w *c"]] = MappingProxyType({})
+    # The same, to look at; written as JPEG.
+    pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]] = MappingProxyType({})
+    # Probabilities of labels, in the order in which they are to be read; rows of a table.
+    labels: Mapping[str, float] = MappingProxyType({})
+
+
+@runtime_checkable
+class Predicts(Protocol[Sees]):
+    """A task that says what its model sees in an image of any size."""
+
+    def predict_image(self, model: Sees, image: UInt8[np.ndarray, "h w c"]) -> Prediction:
+        """What the model says of an image as it was read, whose labels nobody knows."""
+        ...
+
+
 class Player(NamedTuple):
     """One of several losses that train parts of a model against each other, or side by side.
 
@@ -97,7 +122,7 @@ class Player(NamedTuple):
 
     name: str  # of its metrics, and of its settings in `config.optimizers`, if it has its own
     trains: str  # a pattern of whole paths, among what the partition lets train
-    loss: Any  # as `Task.loss`
+    loss: Loss
 
     def owns(self, path: str) -> bool:
         """Whether it trains the parameter of this path."""

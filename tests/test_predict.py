@@ -1,0 +1,109 @@
+"""Predicting: every task that says what it sees in an image does so, the others are named."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import pad_msip
+from tests.tasks.test_multilabel import scenes
+from vadapt import predict
+from vadapt.data.multilabel import SceneLabels
+from vadapt.run import run
+from vadapt.tasks import TASKS, make_task
+from vadapt.training.task import Prediction, Predicts
+
+NUMBER = 3
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images of another size than that of training, one of them deeper and one that is broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "deep").mkdir()
+    for i, name in enumerate(("a.png", "b.jpg", "deep/c.png")):
+        image = Image.fromarray(SceneLabels(NUMBER, seed=5)[i]["image"])
+        image.resize((96, 80)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def command(workdir, images, out):
+    return predict.main([f"--workdir={workdir}", f"--images={images}", f"--out={out}"])
+
+
+def table(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that recognises labels, of no step: its head is as good as it begins."""
+    config = scenes(total_steps=0)
+    config.eval.threshold = 0.4999
+    workdir = tmp_path_factory.mktemp("run")
+    run(config, workdir)
+    return config, workdir
+
+
+def test_labels_of_images_are_a_table_and_pictures(finished, photos, tmp_path, capsys):
+    config, workdir = finished
+    assert command(workdir, photos, tmp_path) == 0
+    assert f"{NUMBER} images" in capsys.readouterr().out
+    rows = table(tmp_path / "labels.csv")
+    by_image = {}
+    for row in rows:
+        by_image.setdefault(row["image"], []).append((row["label"], float(row["probability"])))
+    assert list(by_image) == ["a.png", "b.jpg", "deep/c.png"]
+    task = make_task(config)
+    for name, found in by_image.items():
+        values = [value for _, value in found]
+        assert values == sorted(values, reverse=True)
+        assert len({label for label, _ in found} & set(task.classes)) == len(found) >= 5
+        picture = tmp_path / "pictures" / name
+        assert picture.with_suffix(".jpg").exists()
+    image = np.asarray(Image.open(photos / "a.png").resize((64, 64), Image.Resampling.BILINEAR))
+    scores = task.probabilities(task.predict(task.build(), image[None]))[0]
+    label, value = by_image["a.png"][0]
+    assert scores[task.classes.index(label)] == pytest.approx(value, abs=1e-3)
+    chosen = sum(scores >= config.eval.threshold)
+    assert abs(len(by_image["a.png"]) - max(5, chosen)) <= 1  # another way to resize
+
+
+def test_of_one_label_an_image_the_probabilities_are_shares(finished, photos):
+    config = finished[0].copy_and_resolve_references()
+    config.task.name = "classification"
+    task = make_task(config)
+    logits = np.asarray([[0.0, 1e4, 1e4], [1.0, 2.0, 3.0]], np.float32)
+    np.testing.assert_allclose(task.probabilities(logits).sum(-1), 1)
+    np.testing.assert_allclose(task.probabilities(logits)[0], [0, 0.5, 0.5])
+    found = task.predict_image(task.build(), np.asarray(Image.open(photos / "a.png")))
+    assert isinstance(found, Prediction)
+    assert len(found.labels) == 5
+    assert sum(found.labels.values()) < 1
+
+
+def test_a_task_that_cannot_predict_is_named_with_those_that_can(photos, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(pad_msip.get_config("scenes").to_dict()))
+    (tmp_path / "adapter.safetensors").touch()
+    assert command(tmp_path, photos, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert "a run of the task 'mae', which has no `predict_image`" in said
+    assert "classification, multilabel, segmentation" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_predicting_needs_a_finished_run(photos, tmp_path, capsys):
+    assert command(tmp_path, photos, tmp_path) == 1
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_command_names_no_task(name):
+    with open(predict.__file__, encoding="utf-8") as file:
+        assert f'"{name}"' not in file.read()
+    able = name in ("classification", "multilabel", "segmentation")
+    assert issubclass(TASKS[name], Predicts) == able
