@@ -7,7 +7,7 @@ read here: `SETTINGS`, and those of the source (`settings_of`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from vadapt.data import fields
 from vadapt.data.kinds import Batch, Dimensions
 from vadapt.data.named_sources import EMBEDDED
 from vadapt.data.repeated import Repeated, balanced_counts
+from vadapt.data.side_by_side import SideBySide
 from vadapt.data.sources import Guarded, Joined, Source
 from vadapt.data.stream import Stream, batches, make_stream, readable, select_fields
 from vadapt.data.transforms import Transform, apply_all
-from vadapt.errors import ConfigError
+from vadapt.errors import ConfigError, nearest
 from vadapt.registry import Registry
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Feed:
     reads: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     by_size: bool = False
+
+
+MakeFeed = Callable[[Any], Feed]  # of `config.data`
 
 
 def make_source(
@@ -146,13 +150,64 @@ def training_stream(
         source: by default that of `training_source`.
         changes: of the arguments of `make_stream`.
     """
-    data = config.data
-    elements: Any = source or training_source(config, feed.reads or feed.fields)
+    elements = training_source(config, feed.reads or feed.fields) if source is None else source
+    changes = {"seed": config.seed, **changes}
+    return _stream(config.data, feed, elements, batch_size=config.batch_size, **changes)
+
+
+def training_streams(config: Any, feeds: Mapping[str, MakeFeed]) -> Stream:
+    """Streams of several data sets side by side, as one; see `vadapt.data.side_by_side`.
+
+    The sets are those of `config.streams`, by name, each of which differs from `config.data` in the
+    fields that it gives; the first, if it is not there, is what `training_source` gives. All have
+    batches of `config.batch_size`. The first is drawn as if it were alone, each of the others by a
+    seed of its own, made of its name.
+
+    Args:
+        feeds: what the task wants of each, in order, as a function of its data; fields of the first
+            keep their names, those of the others are as "target/image".
+
+    Raises:
+        ConfigError: a set is missing, or nobody asks for it.
+    """
+    streams = {}
+    for name, data in _streamed(config, feeds).items():
+        feed = feeds[name](data)
+        reads = feed.reads or feed.fields
+        if name in config.get("streams", {}):
+            elements = make_source(data, reads)
+        else:
+            elements = training_source(config, reads)
+        seed = _seed(config.seed, name) if streams else config.seed
+        streams[name] = _stream(data, feed, elements, batch_size=config.batch_size, seed=seed)
+    return SideBySide(streams)
+
+
+def _seed(seed: int, name: str) -> int:
+    # Equal sets in equal order would pair each image with itself.
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])
+
+
+def _streamed(config: Any, feeds: Mapping[str, MakeFeed]) -> dict[str, Any]:
+    """The data of every stream that a task asks for, in its order."""
+    sets = data_sets(config, "streams")
+    first, *others = feeds
+    lacking = [name for name in others if name not in sets]
+    if lacking:
+        raise ConfigError(
+            f"the task trains on {' and '.join(map(repr, feeds))}, and config.streams has no "
+            f"{lacking[0]!r}: a section with the settings in which its data differ from config.data"
+        )
+    for name in sets:
+        if name not in feeds:
+            raise ConfigError(f"no task reads config.streams.{name}; {nearest(name, feeds)}")
+    return {first: sets.get(first, config.data), **{name: sets[name] for name in others}}
+
+
+def _stream(data: Any, feed: Feed, elements: Any, **changes: Any) -> Stream:
     if data.get("balance", 0):
         elements = Repeated(elements, balanced_counts(_targets(data, elements), data.balance))
-    settings = {
-        "batch_size": config.batch_size,
-        "seed": config.seed,
+    settings: dict[str, Any] = {
         "views": data.get("views", 1),
         "max_corrupt": data.max_corrupt,
         "fields": feed.fields,
@@ -173,6 +228,18 @@ def batch_shapes(
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in fields.shapes(names, dimensions).items()
     }
+
+
+def streams_shapes(
+    config: Any, feeds: Mapping[str, MakeFeed], num_labels: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a whole batch of `training_streams`, without reading data."""
+    shapes = {}
+    for number, (name, data) in enumerate(_streamed(config, feeds).items()):
+        own = ConfigDict({"data": data, "batch_size": config.batch_size})
+        for field, shape in batch_shapes(own, feeds[name](data).fields, num_labels).items():
+            shapes[f"{name}/{field}" if number else field] = shape
+    return shapes
 
 
 def evaluation_batches(data: Any, feed: Feed, source: Source, batch_size: int) -> Iterator[Batch]:

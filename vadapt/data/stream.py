@@ -8,6 +8,7 @@ threads nor of processes changes what is drawn.
 
 from __future__ import annotations
 
+import abc
 import functools
 import os
 import sys
@@ -23,8 +24,34 @@ from vadapt.data.transforms import Transform, apply_all
 from vadapt.errors import ConfigError, DataError, nearest
 
 
-class Stream:
-    """An endless iterator of batches that knows its position; see `make_stream`, which makes it."""
+class Stream(abc.ABC):
+    """An endless iterator of batches that knows its position; see `make_stream`, which makes one.
+
+    Attributes:
+        position: the number of global batches that were delivered: what a checkpoint stores.
+        num_corrupt: distinct unreadable elements that this process met since it started.
+    """
+
+    position: int
+    num_corrupt: int
+
+    @abc.abstractmethod
+    def seek(self, position: int) -> None:
+        """Makes the next batch the one at `position`, without reading those before it."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stops the reading threads; the next batch, if one is asked for, starts new ones."""
+
+    def __iter__(self) -> Stream:
+        return self
+
+    @abc.abstractmethod
+    def __next__(self) -> Batch: ...
+
+
+class RecordStream(Stream):
+    """Batches of the records of one source, transformed."""
 
     def __init__(
         self,
@@ -51,29 +78,22 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """The number of global batches that were delivered: what a checkpoint stores."""
         return self._position
 
     @property
     def num_corrupt(self) -> int:
-        """Distinct unreadable elements that this process met since it started."""
         return self._guarded.num_corrupt
 
     def seek(self, position: int) -> None:
-        """Makes the next batch the one at `position`, without reading those before it."""
         if position < 0:
             raise ConfigError(f"position is {position}; it counts batches and starts at 0")
         self.close()
         self._position = position
 
     def close(self) -> None:
-        """Stops the reading threads; the next batch, if one is asked for, starts new ones."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-
-    def __iter__(self) -> Stream:
-        return self
 
     def __next__(self) -> Batch:
         share = self._batch_size // self._process_count
@@ -166,7 +186,7 @@ def make_stream(
         each = elements
         elements = grain.MapDataset.range(sys.maxsize).map(lambda place: each[place // views])
     elements = elements.random_map(transform, seed=transform_seed)
-    return Stream(
+    return RecordStream(
         elements,
         guarded,
         batch_size=batch_size,
