@@ -11,7 +11,7 @@ from tests.recipes import CONFIGS, DEAR, DISTINCT, assert_trains, config_of, shr
 from vadapt.errors import ConfigError
 from vadapt.partition import count, flatten, split
 from vadapt.run import full_training, run
-from vadapt.tasks import make_task
+from vadapt.tasks import TASKS, make_task
 from vadapt.tasks.segmentation import pixel_scores
 from vadapt.training.optimizers import OptimizerSettings, make_optimizer, treatments
 from vadapt.training.settings import check_settings
@@ -56,7 +56,8 @@ def test_every_config_with_a_dear_head_has_a_loss_on_scenes(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_setting_of_a_config_is_read(name):
-    check_settings(config_of(name))
+    config = config_of(name)
+    check_settings(config, TASKS[config.task.name])
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,10 @@ def test_every_setting_of_a_config_is_read(name):
         ("optimizer.schedule.warm_up", 0.1, "cosine has no option 'warm_up'; .*'warmup'"),
         ("optimizer.rules", ((".*", {"rat": 0.1}),), "rules: '.*' gives .*'rat'.* some of rate"),
         ("parallel.step.acumulate", 2, "config.parallel.step has no .*'accumulate'"),
+        ("data.crop_aera", (0.2, 1.0), "config.data has no option 'crop_aera'; .*'crop_area'"),
+        ("task.mask_ration", 0.5, "config.task has no option 'mask_ration'; .*'mask_ratio'"),
+        ("eval.probe_scens", 8, "config.eval has no option 'probe_scens'; .*'probe_scenes'"),
+        ("model.wieghts", "", "config.model has no option 'wieghts'; .*'weights'"),
         ("run.checkpoint_evry", 5, "config.run has no .*nearest: 'checkpoint_every'"),
     ],
 )

@@ -32,6 +32,15 @@ def takes(*others: Callable[..., Any]) -> Callable[[Any], Any]:
     return mark
 
 
+def together(*targets: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes the options of all of these."""
+
+    @takes(*targets)
+    def take(**options: Any) -> None: ...
+
+    return take
+
+
 def accepted(target: Callable[..., Any]) -> dict[str, Any]:
     """The options that a function or a class takes, and the types that they may have."""
     if isinstance(target, functools.partial):

@@ -33,7 +33,7 @@ from vadapt.run import full_training
 from vadapt.runtime import chips
 from vadapt.runtime.flops import matmul_flops
 from vadapt.runtime.hlo import Module
-from vadapt.tasks import make_task
+from vadapt.tasks import TASKS, make_task
 from vadapt.training.program import Program, make_program
 from vadapt.training.settings import check_settings
 
@@ -95,7 +95,7 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     Raises:
         ConfigError: libtpu is missing, or topology and config do not go together.
     """
-    check_settings(config)
+    check_settings(config, TASKS[config.task.name])
     mesh = sharding.make_mesh(config.parallel.fsdp, chips.devices(topology, slices))
     config = copy.deepcopy(config)
     config.batch_size = shared_batch(config, mesh.size)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, VadaptError
 from vadapt.runtime.storage import writing
-from vadapt.tasks import make_task
+from vadapt.tasks import TASKS, make_task
 from vadapt.training.former_settings import comparable
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
@@ -64,7 +64,8 @@ def run(
             setting that nothing reads.
         TrainingError: a file cannot be written, or see `fit`.
     """
-    check_settings(config)
+    for each in (config, *([full_training(config)] if config.baselines else ())):
+        check_settings(each, TASKS[config.task.name])
     workdir = Path(workdir)
     checkpoints = open_checkpoints(config, workdir)
     latest = checkpoints.latest()

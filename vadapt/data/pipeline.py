@@ -107,6 +107,20 @@ def settings_of(name: str) -> tuple[str, ...] | None:
     return None if "data" in known else tuple(key for key in known if key not in _GIVEN)
 
 
+def known_settings(name: str) -> tuple[str, ...] | None:
+    """The settings that this module and sources read; None if this source takes all of `data`.
+
+    Those of all sources of the package count: a recipe lists what another one in its place reads.
+
+    Args:
+        name: of the source.
+    """
+    each = [settings_of(source) for source in (name, *SOURCES)]
+    if each[0] is None:
+        return None
+    return (*SETTINGS, *(setting for found in each if found for setting in found))
+
+
 def data_sets(config: Any, kind: str) -> dict[str, ConfigDict]:
     """Data sets by name: `config.data`, changed as each set in `config.<kind>` says.
 

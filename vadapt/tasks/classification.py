@@ -14,6 +14,7 @@ from vadapt.metrics.multilabel import Answers, top_accuracy
 from vadapt.system import System
 from vadapt.tasks.mixing import mix
 from vadapt.tasks.multilabel import MultilabelTask
+from vadapt.tasks.settings import CLASSIFICATION_FIELDS
 
 
 class ClassificationTask(MultilabelTask):
@@ -21,6 +22,8 @@ class ClassificationTask(MultilabelTask):
 
     Reads from `config.task` also `mixup` and `cutmix` (see `mixing.mix`) and `smoothing`.
     """
+
+    settings = CLASSIFICATION_FIELDS
 
     def terms(
         self, model: System, pixels: Array, labels: Array, key: Key[Array, ""]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify
 from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import inputs
 from vadapt.tasks.probe import SceneProbe
+from vadapt.tasks.settings import MAE_FIELDS
 
 
 class Masking(NamedTuple):
@@ -92,14 +92,18 @@ class MAETask:
     """
 
     decoder_type = "mae"  # a name in `heads.DECODERS`
-    backbone_options: Mapping[str, Any] = MappingProxyType(
-        {"positions": "sincos", "layer_scale": None}
-    )
+    settings = MAE_FIELDS
     picture_titles = ("input", "visible patches", "reconstruction")
 
     def __init__(self, config: Any):
         self.config = config
         self.probe = SceneProbe(config) if config.eval.probe_scenes else None
+
+    @property
+    def backbone_options(self) -> dict[str, Any]:
+        """Options of the backbone besides its name and size."""
+        given = self.config.model.get("options", {})
+        return {"positions": "sincos", "layer_scale": None, **given}
 
     def build(self, *, pretrained: bool = True) -> MaskedAutoencoder:
         """The model with its pretrained weights and the method applied.

@@ -18,6 +18,7 @@ from vadapt.losses.reconstruction import patchify, unpatchify
 from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import inputs
 from vadapt.tasks.mae import MAETask, MaskedAutoencoder, Masking, random_masking
+from vadapt.tasks.settings import MILAN_FIELDS
 
 TARGETS = ("features", "pixels")
 STATISTICS = ("data", "teacher")
@@ -82,6 +83,7 @@ class MILANTask(MAETask):
     """
 
     decoder_type = "prompting"
+    settings = MILAN_FIELDS
 
     def __init__(self, config: Any):
         super().__init__(config)

@@ -24,6 +24,7 @@ from vadapt.losses.multilabel import label_losses
 from vadapt.metrics.multilabel import Answers, average_precision, label_scores
 from vadapt.system import System
 from vadapt.tasks import image_labels, inputs
+from vadapt.tasks.settings import MULTILABEL_FIELDS
 from vadapt.training.task import Prediction
 
 COLUMNS = ("image", "first label", "second", "third")  # of pictures
@@ -39,6 +40,7 @@ class MultilabelTask:
     """
 
     evaluates_initial = False  # a new head knows nothing
+    settings = MULTILABEL_FIELDS
 
     def __init__(self, config: Any):
         self.config = config

@@ -26,6 +26,7 @@ from vadapt.nn.hooks import hook_losses
 from vadapt.nn.trunk import Features
 from vadapt.system import System
 from vadapt.tasks import frozen_features, labelled
+from vadapt.tasks.settings import SEGMENTATION_FIELDS
 from vadapt.tasks.sliding import Inference
 from vadapt.training.task import Prediction
 
@@ -46,6 +47,7 @@ class SegmentationTask:
     """
 
     evaluates_initial = False  # a new head knows nothing
+    settings = SEGMENTATION_FIELDS
 
     def __init__(self, config: Any):
         self.config = config

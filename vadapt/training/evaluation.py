@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vadapt.errors import ConfigError, nearest
 from vadapt.training.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Fields of `config.eval` that every task has; see `Evaluations`."""
+
+    every: int
+    best: str = ""
+    patience: int = 0
+    num_pictures: int = 4
 
 
 class Evaluations:

@@ -92,7 +92,7 @@ def fit(
         ConfigError: the batch does not divide over the devices, or see `check_settings`.
     """
     began = time.perf_counter()
-    check_settings(config)
+    check_settings(config, task)
     mesh = sharding.make_mesh(config.parallel.fsdp, None if devices is None else list(devices))
     _check(config, mesh.size)
     workdir = Path(workdir)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vadapt.errors import ConfigError
-from vadapt.options import check, takes
+from vadapt.options import check, together
 from vadapt.partition import Tree, flatten, path_name
 from vadapt.registry import Registry
 from vadapt.training.layer_decay import layer_factors
@@ -61,10 +61,7 @@ class OptimizerSettings:
             ConfigError: one that neither all optimizers nor this one takes, or of a wrong type.
         """
         name = config.get("name", cls.name)
-
-        @takes(cls, OPTIMIZERS[name])
-        def fields(**options: Any) -> None: ...
-
+        fields = together(cls, OPTIMIZERS[name])
         check(section, name, fields, dict(config), given=["decay", "decays"])
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in config.items() if key in names})

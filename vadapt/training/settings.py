@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vadapt.data.pipeline import known_settings
 from vadapt.errors import ConfigError, nearest
-from vadapt.options import check
+from vadapt.options import check, together
+from vadapt.training.evaluation import EvaluationSettings
 from vadapt.training.optimizers import learning_rate
 from vadapt.training.step import StepOptions
 
@@ -40,10 +42,13 @@ class RunSettings:
     wandb_entity: str = ""
 
 
-def check_settings(config: Any) -> None:
-    """Refuse a setting that nothing reads, or of a wrong type, in the sections of every recipe.
+def check_settings(config: Any, task: Any) -> None:
+    """Refuse a setting that nothing reads, or one of a wrong type.
 
-    What a recipe's data, model, method, head, task and evaluation take is checked where it is used.
+    Options of the method, the neck and the head are checked where these are made.
+
+    Args:
+        task: a task or its class, whose `settings`, if it has them, say what its sections hold.
 
     Raises:
         ConfigError: names the setting and the nearest one.
@@ -53,10 +58,24 @@ def check_settings(config: Any) -> None:
         raise ConfigError(f"nothing reads config.{unknown[0]}; {nearest(unknown[0], TOP)}")
     for settings in (config.optimizer, *config.get("optimizers", {}).values()):
         learning_rate(settings, 1, 1)  # which checks them
-    sections = {
+    sections: dict[str, tuple[Any, Any]] = {
         "parallel": (ParallelSettings, config.parallel),
         "parallel.step": (StepOptions, config.parallel.step),
         "run": (RunSettings, config.run),
     }
+    for section, fields in getattr(task, "settings", {}).items():
+        common = {"data": _data_fields(config.data.source), "eval": EvaluationSettings}
+        sections[section] = (together(common.get(section, fields), fields), config[section])
+    for kind in ("train", "validation", "test", "streams") if "data" in sections else ():
+        for name, changes in config.get(kind, {}).items():
+            sections[f"{kind}.{name}"] = (sections["data"][0], changes)
     for section, (fields, settings) in sections.items():
         check(section, f"config.{section}", fields, dict(settings), complete=False)
+
+
+def _data_fields(source: str) -> Any:
+    """What takes all that the pipeline and this source read, whatever its type."""
+    names = known_settings(source)
+    if names is None:
+        return dict
+    return make_dataclass("DataFields", [(name, Any, None) for name in dict.fromkeys(names)])

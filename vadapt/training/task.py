@@ -26,7 +26,9 @@ class Task(Protocol[Model]):
     """What is learned, from which data, and how it is evaluated; see `vadapt.tasks`.
 
     A task may also have `evaluates_initial` (False: scores before training say nothing), `players`
-    (see `Player`), `after_update` (see `Remembers`) and `predict_image` (see `Predicts`).
+    (see `Player`), `after_update` (see `Remembers`), `predict_image` (see `Predicts`), and
+    `settings`: for sections of a config ("data", "task", "eval", "model") a dataclass of the fields
+    that it reads there, by which typos are found.
     """
 
     config: Any
