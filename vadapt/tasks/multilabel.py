@@ -35,8 +35,8 @@ class MultilabelTask:
 
     Reads `config.data` (to train on), `config.train` (if there is one: several sets to train on)
     and `config.test`, both data sets by name, each of which differs from `config.data` in the
-    fields that it gives; `config.model`, `config.method`, `config.head`, `config.task` and
-    `config.eval`.
+    fields that it gives; `config.model`, `config.method`, `config.neck` (if there is one),
+    `config.head`, `config.task` and `config.eval`.
     """
 
     evaluates_initial = False  # a new head knows nothing
