@@ -22,7 +22,7 @@ from vadapt.backbones.staged import Staged
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import WeightsError
 from vadapt.options import accepted, check
-from vadapt.partition import Frozen, mark, variables
+from vadapt.partition import Constant, Frozen, mark, variables
 from vadapt.weights.adapter_file import read_info
 from vadapt.weights.base import remember
 from vadapt.weights.families import table_of
@@ -69,6 +69,18 @@ def create(
     >>> create("vit_micro", image_size=64).grid
     (8, 8)
     """
+    allowed = {"allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
+    return _created(name, weights, allowed, rngs, options)[0]
+
+
+def _created(
+    name: str,
+    weights: str | Path | Mapping[str, Any],
+    allowed: Mapping[str, Sequence[str]],
+    rngs: nnx.Rngs | int,
+    options: Mapping[str, Any],
+) -> tuple[Any, Report | None]:
+    """A backbone by name, and what happened to its weights if there are some."""
     known = _known(name)
     check("model.options", name, known.build, options, complete=False)
     seed = rngs if isinstance(rngs, int) else None
@@ -78,9 +90,8 @@ def create(
         return known.build(**{**known.options, **options}, rngs=streams)
 
     if not weights:
-        return build()
-    allowed = {"allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
-    return build_loaded(build, weights, **allowed)[0]
+        return build(), None
+    return build_loaded(build, weights, **allowed)
 
 
 def statistics(name: str) -> Statistics:
@@ -182,9 +193,15 @@ def load_adapted(model: nnx.Module, config: Any) -> Report:
     info = read_info(local_adapter(config["adapter"]))
     options = info.extra.get("options", {})
     name = info.backbone or config["backbone"]
-    plain = create(name, config["weights"], allow_unexpected=BESIDE, **options)
+    allowed = {"allow_unexpected": BESIDE}
+    plain, found = _created(name, config["weights"], allowed, 0, options)
+    # Fixed tables that no file holds are made for an image size; the model has made its own.
+    tables = {path for path, v in variables(model).items() if isinstance(v, Constant)}
+    passed_over = tables - {*found.loaded} if found else set()
     arrays = {
-        path: v.get_value() for path, v in variables(adapters.adapt_from(plain, info)).items()
+        path: v.get_value()
+        for path, v in variables(adapters.adapt_from(plain, info)).items()
+        if path not in passed_over
     }
     report = _load_from(arrays, model, config)
     remember(model, dict(getattr(plain, "resized_from", ())))
