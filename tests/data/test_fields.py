@@ -48,8 +48,8 @@ GEOMETRIC = [
     [RandomShortEdge((16, 26), 60), RandomCrop((18, 18)), HorizontalFlip(), PadTo((18, 18))],
 ]
 OTHERS = {Channels}  # transforms of these modules that move nothing
-LEVEL = 6.0  # grey levels a pixel of the scenes below, at their own size
-HALF = 0.5 + 1e-3  # of a pixel: where nearest neighbours put an edge
+LEVEL = 6.0  # gray levels a pixel of the scenes below, at their own size
+HALF = 0.5 + 1e-3  # of a pixel: where nearest neighbors put an edge
 
 each_chain = pytest.mark.parametrize(
     "chain", GEOMETRIC, ids=lambda chain: "+".join(type(x).__name__ for x in chain)

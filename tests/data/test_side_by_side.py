@@ -92,15 +92,15 @@ def config_of(**streams):
     return ConfigDict({"data": data, "batch_size": 4, "seed": 3, "streams": streams})
 
 
-def labelled(data):
+def labeled(data):
     return Feed([RandomResizedCrop(data.image_size), HorizontalFlip()], ("image", "mask"))
 
 
-def unlabelled(data):
+def unlabeled(data):
     return Feed([RandomResizedCrop(data.image_size)])
 
 
-FEEDS = {"source": labelled, "target": unlabelled}
+FEEDS = {"source": labeled, "target": unlabeled}
 
 
 def test_a_config_names_the_sets_of_the_streams():
@@ -112,16 +112,16 @@ def test_a_config_names_the_sets_of_the_streams():
     found = {name: (array.shape, array.dtype) for name, array in batch.items()}
     assert found == {name: (shape.shape, shape.dtype) for name, shape in shapes.items()}
     assert found["target/image"][0] == (4, 24, 16, 1)
-    alone = next(pipeline.training_stream(config, labelled(config.data)))
+    alone = next(pipeline.training_stream(config, labeled(config.data)))
     assert_same([{name: batch[name] for name in alone}], [alone])
 
 
 def test_equal_sets_are_not_drawn_in_equal_order():
     config = config_of(source={}, target={})
-    stream = pipeline.training_streams(config, {"source": unlabelled, "target": unlabelled})
+    stream = pipeline.training_streams(config, {"source": unlabeled, "target": unlabeled})
     taken = take(stream, 3)
     assert any((batch["image"] != batch["target/image"]).any() for batch in taken)
-    more = {"source": unlabelled, "other": unlabelled, "target": unlabelled}
+    more = {"source": unlabeled, "other": unlabeled, "target": unlabeled}
     config.streams.other = ConfigDict({"scene_seed": 1})
     beside = take(pipeline.training_streams(config, more), 3)
     assert_same([{k: b[k] for k in taken[0]} for b in beside], taken)
@@ -139,7 +139,7 @@ def test_the_first_set_may_be_joined_of_several():
     config = config_of(target={})
     config.train = ConfigDict({"one": {"num_scenes": 2}, "two": {"num_scenes": 3}})
     stream = pipeline.training_streams(config, FEEDS)
-    alone = pipeline.training_stream(config, labelled(config.data))
+    alone = pipeline.training_stream(config, labeled(config.data))
     np.testing.assert_array_equal(next(stream)["image"], next(alone)["image"])
     stream.close()
     alone.close()

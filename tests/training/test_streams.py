@@ -1,4 +1,4 @@
-"""Two streams into one task: labelled scenes, and others without labels."""
+"""Two streams into one task: labeled scenes, and others without labels."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ STEPS, WIDTH = 8, 32
 
 
 class Pixels(nnx.Module):
-    """Scores of every pixel from itself and its eight neighbours."""
+    """Scores of every pixel from itself and its eight neighbors."""
 
     def __init__(self, rngs):
         self.backbone = nnx.Conv(1, WIDTH, (3, 3), rngs=rngs)
@@ -60,8 +60,8 @@ class AcrossDomains(ToyTask):
         labels = batch["mask"].astype(jnp.int32)
         # Some images have labels in their upper half alone: micro-batches weigh differently.
         lower = (jnp.arange(labels.shape[1]) >= labels.shape[1] // 2)[None, :, None]
-        unlabelled = lower & (labels[:, :1, :1] > 4)
-        known = cross_entropy(model(batch["image"]), jnp.where(unlabelled, 255, labels))
+        unlabeled = lower & (labels[:, :1, :1] > 4)
+        known = cross_entropy(model(batch["image"]), jnp.where(unlabeled, 255, labels))
         probs = jax.nn.softmax(model(batch["target/image"]), axis=-1)
         entropy = -(probs * jnp.log(probs)).sum(-1)
         unsure = batch_average(entropy.sum(), jnp.float32(entropy.size))

@@ -35,8 +35,8 @@ FIELDS: dict[str, Kind] = {
     "image": Image(),
     "next_image": Image(),
     "clip": Image(clip=True),
-    "visible": Image(colours=3),
-    "next_visible": Image(colours=3),
+    "visible": Image(colors=3),
+    "next_visible": Image(colors=3),
     "thermal": Image(2),
     "next_thermal": Image(2),
     "mask": Mask(),
@@ -131,14 +131,14 @@ def flip(record: Record) -> Record:
     return _moved(record, lambda kind, value: kind.flip(value, size))
 
 
-def pad(record: Record, size: Size, colour: Sequence[int]) -> Record:
+def pad(record: Record, size: Size, color: Sequence[int]) -> Record:
     """The record with margins at the right and the bottom, up to (height, width).
 
-    Images get the colour, classes 255, flow and instances 0.
+    Images get the color, classes 255, flow and instances 0.
     """
     if frame_size(record) == size:
         return record
-    return _moved(record, lambda kind, value: kind.pad(value, size, colour))
+    return _moved(record, lambda kind, value: kind.pad(value, size, color))
 
 
 def refuse_geometry(record: Record, who: str) -> None:

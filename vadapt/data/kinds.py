@@ -59,8 +59,8 @@ class Kind:
         """The value for the mirror image, left for right."""
         return value
 
-    def pad(self, value: Any, size: Size, colour: Sequence[int]) -> Any:
-        """The value for an image with margins at the right and the bottom, of a colour."""
+    def pad(self, value: Any, size: Size, color: Sequence[int]) -> Any:
+        """The value for an image with margins at the right and the bottom, of a color."""
         return value
 
     def kept(self, value: Any) -> np.ndarray | None:
@@ -158,15 +158,15 @@ class Grid(Kind):
         # Copied here, by a reading thread, and not by the one that stacks the batch.
         return value.take(np.arange(size[1])[::-1], axis=1 - self.axes)
 
-    def pad(self, value: np.ndarray, size: Size, colour: Sequence[int]) -> np.ndarray:
+    def pad(self, value: np.ndarray, size: Size, color: Sequence[int]) -> np.ndarray:
         height, width = self.size(value)
         first = value.ndim - self.axes
         padded = np.empty((*value.shape[:first], *size, *value.shape[first + 2 :]), value.dtype)
-        padded[...] = self.margin(value, colour)
+        padded[...] = self.margin(value, color)
         padded[self._cut(slice(height), slice(width))] = value
         return padded
 
-    def margin(self, value: np.ndarray, colour: Sequence[int]) -> Any:
+    def margin(self, value: np.ndarray, color: Sequence[int]) -> Any:
         """The number, or one for each channel, that margins have."""
         return self.fill
 
@@ -181,25 +181,25 @@ class Grid(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Image(Grid):
-    """Images, uint8 [h, w, c], or with `axes` 2 grey ones [h, w]; margins have the colour given.
+    """Images, uint8 [h, w, c], or with `axes` 2 gray ones [h, w]; margins have the color given.
 
     Attributes:
-        colours: channels, where it is always the same number; 0 takes `Dimensions.channels`.
+        colors: channels, where it is always the same number; 0 takes `Dimensions.channels`.
     """
 
     axes: int = 3
-    colours: int = 0
+    colors: int = 0
 
     def resize_frame(self, frame: np.ndarray, size: Size, filter: Filter) -> np.ndarray:
         return filter(frame, size) if self.axes == 3 else filter(frame[..., None], size)[..., 0]
 
-    def margin(self, value: np.ndarray, colour: Sequence[int]) -> Any:
+    def margin(self, value: np.ndarray, color: Sequence[int]) -> Any:
         if self.axes == 2:
-            return round(sum(colour) / len(colour))
-        return np.array(colour[: value.shape[-1]], np.uint8)
+            return round(sum(color) / len(color))
+        return np.array(color[: value.shape[-1]], np.uint8)
 
     def channels(self, dimensions: Dimensions) -> tuple[int, ...]:
-        return (self.colours or dimensions.channels,) if self.axes == 3 else ()
+        return (self.colors or dimensions.channels,) if self.axes == 3 else ()
 
     def stack(self, name: str, values: list[np.ndarray], max_boxes: int | None) -> Batch:
         shapes = _shapes(values)

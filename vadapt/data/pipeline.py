@@ -43,7 +43,7 @@ SOURCES = Registry(
 # Of `config.data`, besides those of the source and of the task's transforms.
 SETTINGS = ("source", "image_size", "max_corrupt", "balance", "views", "max_boxes", "frames")
 _GIVEN = ("data", "fields", "classes")
-_LABELLED = {"mask", "labels"}  # fields whose numbers are of the source's classes
+_LABELED = {"mask", "labels"}  # fields whose numbers are of the source's classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def make_source(
     settings = {name: data[name] for name in known if name not in _GIVEN and name in data}
     options.check("data", data.source, make, settings, given=_GIVEN)
     source = make(**settings, **{name: value for name, value in given.items() if name in known})
-    if {*reads} & _LABELLED and not hasattr(source, "classes"):
+    if {*reads} & _LABELED and not hasattr(source, "classes"):
         raise ConfigError(
             f"config.data.source={data.source!r} has images without labels; a source of one's own "
             "has `classes`, and for labels of pixels `palette`"
@@ -320,10 +320,10 @@ def _targets(data: Any, source: Any) -> np.ndarray:
 
 
 def _dimensions(data: Any, num_labels: int) -> Dimensions:
-    grey = data.source in EMBEDDED and data.view == "thermal"  # all other images are in colour
+    gray = data.source in EMBEDDED and data.view == "thermal"  # all other images are in color
     return Dimensions(
         tuple(data.image_size),
-        1 if grey else 3,
+        1 if gray else 3,
         num_labels,
         data.get("max_boxes", 0),
         data.get("frames", 2),

@@ -15,11 +15,12 @@ class SideBySide(Stream):
     Fields of the first stream have their names, those of the others the stream's name before them:
     "image" and "target/image". The position is one number, as of any stream.
 
+    >>> import numpy as np
     >>> from vadapt.data.stream import make_stream
-    >>> grey = [{"image": np.full((2, 2, 1), i, np.uint8)} for i in range(5)]
+    >>> gray = [{"image": np.full((2, 2, 1), i, np.uint8)} for i in range(5)]
     >>> options = {"batch_size": 2, "seed": 0, "num_threads": 0}
     >>> both = SideBySide(
-    ...     {"source": make_stream(grey, [], **options), "target": make_stream(grey, [], **options)}
+    ...     {"source": make_stream(gray, [], **options), "target": make_stream(gray, [], **options)}
     ... )
     >>> sorted(next(both)), both.position
     (['image', 'target/image'], 1)
