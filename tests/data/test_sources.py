@@ -251,6 +251,7 @@ SCRIPT = """
         first=list(record)[0],
         name=source.name(3),
         slice=len(Tfds("toyset", "train[:50%]", "data")),
+        chosen=sorted(Tfds("toyset", data_dir="data", fields=("image", "label"))[0]),
         grey=Tfds("toyset", data_dir="data", channels=1)[0]["image"].shape,
         unknown=failure(name="toysett"),
         split=failure(split="test"),
@@ -283,6 +284,7 @@ def test_tfds_reads_what_was_built_without_tensorflow(tfds_report):
     assert tfds_report["length"] == 6
     assert tfds_report["labels"] == list(range(6))
     assert tfds_report["slice"] == 3
+    assert tfds_report["chosen"] == ["image", "label"]
     assert tfds_report["name"] == "toyset[train] element 3"
 
 

@@ -119,7 +119,9 @@ def folders(
 def tfds(fields: Sequence[str], tfds_name: str, split: str = "train", path: str = "") -> Source:
     """A data set of TFDS; `path` is where TFDS keeps its data."""
     make = TfdsLabels if "labels" in fields else Tfds
-    return make(tfds_name, split, data_dir=path or None)
+    # A data set's other features may have names of fields, and forms that are not theirs.
+    read = (*fields, *_LABELS) if "labels" in fields else fields
+    return make(tfds_name, split, data_dir=path or None, fields=read)
 
 
 def _scene_options(size: Any, domain: str, object_size: float, long_tail: float) -> SceneOptions:

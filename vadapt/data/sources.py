@@ -104,6 +104,7 @@ class Tfds:
         data_dir: where the data lies; by default TFDS's own place, `~/tensorflow_datasets`.
         image_key: the feature that becomes "image".
         channels: as for `Folder`.
+        fields: of records, besides "image"; by default all features.
 
     Raises:
         DataError: tensorflow-datasets is not installed, there is no such data set or split, it
@@ -118,6 +119,7 @@ class Tfds:
         image_key: str = "image",
         *,
         channels: int = 3,
+        fields: Sequence[str] | None = None,
     ):
         if channels not in (1, 3):
             raise ConfigError(f"channels is {channels}; it must be 1 (grey) or 3 (colour)")
@@ -129,6 +131,7 @@ class Tfds:
 
         self.title = f"{name}[{split}]"
         self.image_key = image_key
+        self.fields = fields
         self.channels = channels
         builder = _prepared_builder(tfds, name, split, data_dir)
         self.metadata = builder.info.metadata
@@ -154,7 +157,8 @@ class Tfds:
         image = record.pop(self.image_key)
         if self._encoded:
             image = decode_image(image, self.channels)
-        return {"image": image, **record}
+        kept = record if self.fields is None else record.keys() & {*self.fields}
+        return {"image": image, **{name: record[name] for name in record if name in kept}}
 
     def name(self, index: int) -> str:
         return f"{self.title} element {index}"
