@@ -15,7 +15,10 @@ def config_of(name, argument=""):
 
 # Without those whose version on scenes is another's to the letter: the same programs again.
 DISTINCT = sorted(
-    {config_of(name, "scenes").to_json(): name for name in reversed(CONFIGS)}.values()
+    {
+        json.dumps(config_of(name, "scenes").to_dict(), sort_keys=True): name
+        for name in reversed(CONFIGS)
+    }.values()
 )
 
 # Whose heads make a step that compiles for a minute, on any backbone.
@@ -64,7 +67,7 @@ def _fewer_blocks(config):
             config.method.num_stages = 2
 
 
-def assert_trains(config, workdir):
+def assert_trains(config, workdir, mode="train"):
     """Run a config of two steps, and look at all that it leaves."""
     import jax
 
@@ -72,7 +75,7 @@ def assert_trains(config, workdir):
     from vadapt.tasks import make_task
     from vadapt.weights.adapter_file import read_info
 
-    result = run(config, workdir, devices=jax.devices()[:2])
+    result = run(config, workdir, mode=mode, devices=jax.devices()[:2])
     assert result["steps"] == 2
     kinds = {"segmentation": "mean/miou", "multilabel": "clean/mAP", "classification": "clean/top1"}
     scores = {f"{kinds[config.task.name]}/adapted"} if "test" in config else {
