@@ -104,6 +104,37 @@ def test_no_task_and_no_command_names_a_head():
             assert getattr(node, "module", None) not in heads, path
 
 
+def test_training_and_the_commands_name_no_task():
+    from vadapt.tasks import TASKS
+
+    shared = [
+        path for path in FILES if room(path) in ("training", "run", "plan", "predict", "main")
+    ]
+    assert len(shared) > 15
+    for path in shared:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert getattr(node, "value", None) not in set(TASKS), path
+            module = getattr(node, "module", None) or ""
+            assert not module.startswith("vadapt.tasks."), path
+
+
+def test_training_knows_the_types_of_tasks_models_and_states():
+    """No `Any` for what the contract describes, in no signature and no field."""
+    described = {"task", "model", "state", "system", "initial"}
+    found = 0
+    for path in FILES:
+        if room(path) != "training":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.arg if isinstance(node, ast.arg) else None
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                name = node.target.id
+            if name in described and node.annotation is not None:
+                found += 1
+                assert ast.unparse(node.annotation) != "Any", (path, node.lineno)
+    assert found > 10
+
+
 def test_general_code_of_weights_names_no_family():
     families = {path.stem for path in (PACKAGE / "weights" / "families").glob("[a-z]*.py")}
     assert {"clip", "vig"} <= families

@@ -42,7 +42,7 @@ class RunSettings:
     wandb_entity: str = ""
 
 
-def check_settings(config: Any, task: Any) -> None:
+def check_settings(config: Any, task: object) -> None:
     """Refuse a setting that nothing reads, or one of a wrong type.
 
     Options of the method, the neck and the head are checked where these are made.
