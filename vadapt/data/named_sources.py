@@ -20,6 +20,7 @@ from vadapt.data.scenes import SceneOptions, Scenes
 from vadapt.data.segmentation import Segmentation
 from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.errors import ConfigError
+from vadapt.options import takes
 
 EMBEDDED = ("scenes", "scene_objects")
 _LABELS = ("labels", "areas")
@@ -32,41 +33,36 @@ _INSTEAD = {
 }
 
 
-def scenes(
-    fields: Sequence[str],
-    num_scenes: int,
-    view: str,
+def _scene_options(
     image_size: Sequence[int],
-    scene_seed: int,
     domain: str = "synthetic",
     object_size: float = 1.0,
     long_tail: float = 0.0,
+) -> SceneOptions:
+    return SceneOptions(*image_size, domain=domain, object_size=object_size, long_tail=long_tail)
+
+
+@takes(_scene_options)
+def scenes(
+    fields: Sequence[str], num_scenes: int, view: str, scene_seed: int, **options: Any
 ) -> Source:
     """The embedded street scenes, with any of their fields.
 
     Labels are the categories of the things that a scene shows; see `multilabel.SceneLabels`.
     """
-    options = _scene_options(image_size, domain, object_size, long_tail)
-    if not {*fields} & {*_LABELS}:
-        return Scenes(num_scenes, view=view, fields=tuple(fields), seed=scene_seed, options=options)
     others = tuple(name for name in fields if name not in _LABELS)
-    return SceneLabels(num_scenes, view=view, seed=scene_seed, options=options, fields=others)
+    common = {"view": view, "seed": scene_seed, "options": _scene_options(**options)}
+    make = Scenes if others == tuple(fields) else SceneLabels
+    return make(num_scenes, fields=others, **common)
 
 
+@takes(_scene_options)
 def scene_objects(
-    fields: Sequence[str],
-    num_scenes: int,
-    view: str,
-    image_size: Sequence[int],
-    scene_seed: int,
-    domain: str = "synthetic",
-    object_size: float = 1.0,
-    long_tail: float = 0.0,
+    fields: Sequence[str], num_scenes: int, view: str, scene_seed: int, **options: Any
 ) -> Source:
     """Single objects of the embedded scenes, each with one label."""
     _check_fields("scene_objects", fields, ("image", "labels"))
-    options = _scene_options(image_size, domain, object_size, long_tail)
-    return SceneObjects(num_scenes, view=view, seed=scene_seed, options=options)
+    return SceneObjects(num_scenes, view=view, seed=scene_seed, options=_scene_options(**options))
 
 
 def folder(fields: Sequence[str], path: str) -> Source:
@@ -122,10 +118,6 @@ def tfds(fields: Sequence[str], tfds_name: str, split: str = "train", path: str 
     # A data set's other features may have names of fields, and forms that are not theirs.
     read = (*fields, *_LABELS) if "labels" in fields else fields
     return make(tfds_name, split, data_dir=path or None, fields=read)
-
-
-def _scene_options(size: Any, domain: str, object_size: float, long_tail: float) -> SceneOptions:
-    return SceneOptions(*size, domain=domain, object_size=object_size, long_tail=long_tail)
 
 
 def _check_path(name: str, path: str, kind: str = "ROOT") -> None:
