@@ -65,9 +65,10 @@ def twice(scores, labels):
     return 2 * cross_entropy(scores, labels)
 
 
-def two_scenes(data):
-    size = SceneOptions(height=data.image_size[0], width=data.image_size[1])
-    return Scenes(2, view=data.view, fields=("image", "mask"), seed=7, options=size)
+def two_scenes(view: str, image_size: tuple[int, int], first_seed: int = 7):
+    print("my own seed", first_seed)
+    return Scenes(2, view=view, fields=("image", "mask"), seed=first_seed,
+                  options=SceneOptions(*image_size))
 
 
 class Task(SegmentationTask):
@@ -99,7 +100,8 @@ def test_parts_of_ones_own_train_from_the_command_line(own):
         "--config.method.name=my_parts:shift", "--config.method.times=2",
         "--config.neck.name=my_parts:halved", "--config.head.name=my_parts:Squares",
         "--config.head.loss=my_parts:twice",
-        "--config.data.source=my_parts:two_scenes", "--config.task.name=my_parts:Task",
+        "--config.data.source=my_parts:two_scenes", "--config.data.first_seed=9",
+        "--config.task.name=my_parts:Task",
         "--config.total_steps=1", "--config.batch_size=2", "--config.eval.batch=2",
     ]  # fmt: skip
     path = os.pathsep.join([str(own), os.environ.get("PYTHONPATH", "")])
@@ -108,6 +110,7 @@ def test_parts_of_ones_own_train_from_the_command_line(own):
     assert process.returncode == 0, errors[-2000:]
     assert "my own task" in output
     assert "my own loss" in output
+    assert "my own seed 9" in output
     assert "my_parts:shift" in (own / "run" / "config.json").read_text()
 
 

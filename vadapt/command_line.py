@@ -133,13 +133,15 @@ def load_config(name: str) -> ConfigDict:
 def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Arguments apart from options that the recipe does not list, of what it chooses by name.
 
-    A section that has a `name` takes any option of what goes by that name, which checks it.
+    A section that has a `name` takes any option of what goes by that name, which checks it;
+    `data` those of a source of one's own, named by its place.
     """
     name = _config_name(argv)
     if not name:
         return argv, {}
     config = load_config(name)
     kept, added = [], {}
+    open_data = any(re.match(r"--config\.data\.source=.+:", argument) for argument in argv)
     for argument in argv:
         option = re.match(r"--config\.((?:\w+\.)*\w+)\.(\w+)=(.*)", argument)
         section = _section(config, option[1]) if option else None
@@ -147,7 +149,7 @@ def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             option
             and section is not None
             and option[2] not in section
-            and _is_named(config, option[1])
+            and (_is_named(config, option[1]) or (open_data and option[1] == "data"))
         ):
             added[f"{option[1]}.{option[2]}"] = option[3]
         else:
