@@ -64,6 +64,7 @@ def test_every_setting_of_a_config_is_read(name):
     ("setting", "value", "message"),
     [
         ("totl_steps", 3, "nothing reads config.totl_steps; nearest: 'total_steps'"),
+        ("optimiser", {"lr": 3.0}, "nothing reads config.optimiser; nearest: 'optimizer'"),
         ("optimizer.weight_decays", 0.1, "adamw has no option 'weight_decays'; .*'weight_decay'"),
         ("optimizer.momentum", 0.9, "adamw has no option 'momentum'"),
         ("optimizer.schedule.warm_up", 0.1, "cosine has no option 'warm_up'; .*'warmup'"),

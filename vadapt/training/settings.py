@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
@@ -16,6 +17,11 @@ from vadapt.training.step import StepOptions
 
 # Settings beside the sections; `root` is a folder that paths of data refer to.
 TOP = ("total_steps", "batch_size", "seed", "trainable", "baselines", "root")
+DATA_SETS = ("train", "validation", "test", "streams")
+SECTIONS = (
+    *("data", *DATA_SETS, "model", "method", "neck", "head", "task", "eval", "full"),
+    *("optimizer", "optimizers", "parallel", "run"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,11 @@ def check_settings(config: Any, task: object) -> None:
     Raises:
         ConfigError: names the setting and the nearest one.
     """
-    unknown = [key for key, x in config.items() if not isinstance(x, ConfigDict) and key not in TOP]
-    if unknown:
-        raise ConfigError(f"nothing reads config.{unknown[0]}; {nearest(unknown[0], TOP)}")
+    declared = getattr(task, "settings", None)
+    there = [key for key, value in config.items() if isinstance(value, ConfigDict)]
+    _refuse_unknown([key for key in config if key not in there], TOP)
+    if declared is not None:  # a task that says nothing of its sections may have any
+        _refuse_unknown(there, (*SECTIONS, *declared))
     for settings in (config.optimizer, *config.get("optimizers", {}).values()):
         learning_rate(settings, 1, 1)  # which checks them
     sections: dict[str, tuple[Any, Any]] = {
@@ -63,14 +71,20 @@ def check_settings(config: Any, task: object) -> None:
         "parallel.step": (StepOptions, config.parallel.step),
         "run": (RunSettings, config.run),
     }
-    for section, fields in getattr(task, "settings", {}).items():
+    for section, fields in (declared or {}).items():
         common = {"data": _data_fields(config.data.source), "eval": EvaluationSettings}
         sections[section] = (together(common.get(section, fields), fields), config[section])
-    for kind in ("train", "validation", "test", "streams") if "data" in sections else ():
+    for kind in DATA_SETS if "data" in sections else ():
         for name, changes in config.get(kind, {}).items():
             sections[f"{kind}.{name}"] = (sections["data"][0], changes)
     for section, (fields, settings) in sections.items():
         check(section, f"config.{section}", fields, dict(settings), complete=False)
+
+
+def _refuse_unknown(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"nothing reads config.{name}; {nearest(name, known)}")
 
 
 def _data_fields(source: str) -> Any:
