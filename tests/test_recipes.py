@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.recipes import CONFIGS, config_of
-from vadapt.training.former_settings import comparable
+from vadapt.training.former_settings import comparable, modernize
 
 ROOT = Path(__file__).parent.parent / "configs"
 # The settings of recipes and their arguments before optimizers and schedules had names: those of
@@ -54,6 +55,25 @@ def test_recipes_keep_their_numbers(name):
         before = leaves(comparable(nested(former(f"{name}:{argument}"))))
         del now["data.path"], before["data.path"]  # of scenes it was where files would lie
         assert now == before, argument
+
+
+def test_former_names_of_settings_are_understood():
+    """In a recipe of one's own that is older than the names of today, and as a flag."""
+    config = config_of("spm_ade20k", "scenes,rein")
+    now = config.optimizer.to_dict()
+    settings = nested(former("spm_ade20k:scenes,rein"))["optimizer"]
+    config.optimizer = ConfigDict(settings)
+    (note,) = modernize(config)
+    assert "config.optimizer.base_lr, warmup_share, end_lr, power" in note
+    assert modernize(config) == []
+    pair = {"optimizer": now, "batch_size": 16}, {**config.to_dict(), "batch_size": 16}
+    before, after = (leaves(comparable(each)["optimizer"]) for each in pair)
+    assert json.loads(json.dumps(after)) == json.loads(json.dumps(before))
+    with config.unlocked():
+        config.optimizer.base_lr = 0.5
+    modernize(config)
+    assert (config.optimizer.lr, config.optimizer.lr_batch) == (0.5, 256)
+    assert config.optimizer.schedule.name == "polynomial"
 
 
 def test_no_recipe_imports_another():

@@ -34,6 +34,7 @@ from vadapt.runtime import chips
 from vadapt.runtime.flops import matmul_flops
 from vadapt.runtime.hlo import Module
 from vadapt.tasks import TASKS, make_task
+from vadapt.training.former_settings import modernize
 from vadapt.training.program import Program, make_program
 from vadapt.training.settings import check_settings
 
@@ -95,9 +96,10 @@ def trace(config: Any, topology: str, *, slices: int = 1) -> tuple[Any, Program]
     Raises:
         ConfigError: libtpu is missing, or topology and config do not go together.
     """
+    config = copy.deepcopy(config)
+    modernize(config)
     check_settings(config, TASKS[config.task.name])
     mesh = sharding.make_mesh(config.parallel.fsdp, chips.devices(topology, slices))
-    config = copy.deepcopy(config)
     config.batch_size = shared_batch(config, mesh.size)
     task = make_task(config)
     parts = split(nnx.eval_shape(lambda: task.build(pretrained=False)), config.trainable)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vadapt.errors import ConfigError, VadaptError
 from vadapt.runtime.storage import writing
 from vadapt.tasks import TASKS, make_task
-from vadapt.training.former_settings import comparable
+from vadapt.training.former_settings import comparable, modernize
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
 from vadapt.training.task import Model, Task
@@ -64,6 +64,8 @@ def run(
             setting that nothing reads.
         TrainingError: a file cannot be written, or see `fit`.
     """
+    for note in modernize(config):
+        _say(f"note: {note}")
     for each in (config, *([full_training(config)] if config.baselines else ())):
         check_settings(each, TASKS[config.task.name])
     workdir = Path(workdir)

@@ -42,7 +42,7 @@ def _copy(tree: Any) -> Any:
 
 def _compare_optimizer(section: dict[str, Any], batch_size: int) -> None:
     """A section in place: rates as they act, rules apart by what they change, all defaults."""
-    if "base_lr" in section:
+    if any(name in section for name in FORMER):
         _of_today(section)
     section.setdefault("name", OptimizerSettings.name)
     known = {
@@ -59,22 +59,51 @@ def _compare_optimizer(section: dict[str, Any], batch_size: int) -> None:
         section[f"rules of {field}"] = [[p, x[field]] for p, x in rules if field in x]
 
 
-def _of_today(section: dict[str, Any]) -> None:
-    """A section in the words of version 0.1, whose schedule went by which of its fields there were,
-    and whose rate was that for 256 images."""
-    section["lr"], section["lr_batch"] = section.pop("base_lr"), 256
-    schedule = {"warmup": section.pop("warmup_share"), "end": section.pop("end_lr")}
-    if section.get("drops") is not None:
-        del schedule["end"]
-        schedule |= {"name": "staircase", "drops": section.pop("drops")}
-    elif section.get("power") is not None:
-        schedule |= {"name": "polynomial", "power": section.pop("power")}
-    else:
-        schedule["name"] = "cosine"
-    section["schedule"] = schedule
-    rules = [[pattern, {"start": share}] for pattern, share in section.pop("late", ())]
-    rules += [[pattern, {"rate": factor}] for pattern, factor in section.pop("rates", ())]
-    undecayed = section.pop("undecayed", None)
-    if undecayed is not None:
-        rules += [[undecayed, {"decay": 0.0}], [".*", {"decay": 1.0}]]
-    section["rules"] = rules
+# Of the optimizer's section of version 0.1, whose schedule went by which of its fields there were,
+# and whose rate was that for 256 images.
+_SCHEDULE = {"warmup_share": "warmup", "end_lr": "end", "power": "power", "drops": "drops"}
+_RULES = {"late": "start", "rates": "rate"}
+FORMER = ("base_lr", *_SCHEDULE, *_RULES, "undecayed")
+
+
+def modernize(config: Any) -> list[str]:
+    """Give the optimizers' settings that go by names of version 0.1 those of today, in place.
+
+    Returns:
+        A line about each of them.
+    """
+    notes = []
+    sections = {"optimizer": config.optimizer}
+    sections |= {f"optimizers.{name}": x for name, x in config.get("optimizers", {}).items()}
+    for name, section in sections.items():
+        names = [key for key in FORMER if key in section]
+        if names:
+            with config.unlocked():
+                _of_today(section)
+            notes.append(
+                f"config.{name}.{', '.join(names)}: lr (for lr_batch=256 images), schedule and "
+                "rules say this now; see docs/how_to/recipe.md"
+            )
+    return notes
+
+
+def _of_today(section: Any) -> None:
+    """A section in the words of version 0.1, or with some of them, in those of today; in place."""
+    former = {key: section[key] for key in FORMER if key in section}
+    for key in former:
+        del section[key]
+    former = {key: value for key, value in former.items() if value is not None}
+    if "base_lr" in former:
+        section["lr"], section["lr_batch"] = former["base_lr"], 256
+    schedule = {new: former[old] for old, new in _SCHEDULE.items() if old in former}
+    if "schedule" not in section:
+        name = "staircase" if "drops" in schedule else "polynomial" if "power" in schedule else ""
+        if name == "staircase":
+            schedule.pop("end", None)
+        section["schedule"] = {"name": name or "cosine"}
+    section["schedule"].update(schedule)
+    rules = [(p, {new: x}) for old, new in _RULES.items() for p, x in former.get(old, ())]
+    if "undecayed" in former:
+        rules += [(former["undecayed"], {"decay": 0.0}), (".*", {"decay": 1.0})]
+    if rules or "rules" not in section:
+        section["rules"] = (*rules, *section.get("rules", ()))
