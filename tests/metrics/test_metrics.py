@@ -10,6 +10,7 @@ from vadapt.errors import ConfigError
 from vadapt.metrics.linear_probe import linear_probe, patch_labels
 from vadapt.metrics.segmentation import (
     Confusion,
+    best_class,
     confusion_matrix,
     domain_scores,
     iou_per_class,
@@ -22,11 +23,30 @@ def test_confusion_counts_pairs_and_ignores_255(rng):
     target[::7] = 255
     prediction = rng.integers(0, 4, 500)
     found = np.asarray(confusion_matrix(jnp.asarray(prediction), jnp.asarray(target), 4))
-    expected = np.zeros((4, 4), int)
+    expected = np.zeros((4, 5), int)  # a column more, for predictions that are no class
     for t, p in zip(target, prediction, strict=True):
         if t != 255:
             expected[t, p] += 1
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [2, 3, 255, -1])
+def test_a_prediction_that_is_no_class_is_a_miss_and_no_hit_of_another(wrong):
+    target = np.array([[0, 0, 1, 1, 255]])
+    found = np.array([[0, wrong, 1, 1, wrong]])
+    counts = np.asarray(confusion_matrix(jnp.asarray(found), jnp.asarray(target), 2))
+    np.testing.assert_array_equal(counts, [[1, 0, 1], [0, 2, 0]])
+    streamed = Confusion.empty(2).update(jnp.asarray(found), jnp.asarray(target)).counts()
+    np.testing.assert_array_equal(streamed, counts)
+    scores = domain_scores({"set": counts})
+    assert scores == pytest.approx(
+        {f"{name}/{key}": 75.0 for name in ("set", "mean") for key in ("miou", "macc", "aacc")}
+    )
+
+
+def test_a_pixel_with_a_score_that_is_nan_is_of_no_class():
+    scores = jnp.array([[0.0, 2.0, 1.0], [jnp.nan, 0.0, 1.0], [jnp.nan] * 3, [0.0, 1.0, jnp.inf]])
+    assert best_class(scores).tolist() == [1, -1, -1, 2]
 
 
 def test_iou_of_absent_classes_is_left_out():
@@ -49,6 +69,13 @@ def test_probe_reads_what_is_linear_and_not_what_is_absent(rng):
     assert linear_probe(*halves, num_classes=3)["miou"] > 0.95
     shuffled = rng.permutation(labels[300:])
     assert linear_probe(*halves[:3], shuffled, num_classes=3)["miou"] < 0.4
+
+
+def test_features_that_are_not_finite_have_no_score():
+    features = np.full((4, 2), np.nan, np.float32)
+    labels = np.zeros(4, int)
+    scores = linear_probe(features, labels, features, labels, num_classes=2, steps=1)
+    assert (scores["miou"], scores["accuracy"]) == (0.0, 0.0)
 
 
 def test_probe_does_not_depend_on_the_scale_of_a_feature(rng):
@@ -78,7 +105,7 @@ def test_streamed_counts_are_those_of_all_at_once(rng):
 
 
 def test_counts_go_beyond_32_bits():
-    state = Confusion.empty(2)._replace(low=jnp.full((2, 2), 2**32 - 1, jnp.uint32))
+    state = Confusion.empty(2)._replace(low=jnp.full((2, 3), 2**32 - 1, jnp.uint32))
     ones = jnp.ones((1, 3), jnp.int32)
     counts = state.update(ones, ones).update(ones, ones).counts()
     assert counts.dtype == np.int64

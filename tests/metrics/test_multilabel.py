@@ -69,6 +69,19 @@ def test_rankings_do_not_see_the_scale_and_reward_better_ones(seed):
     np.testing.assert_array_equal(best, (targets > 0).any(0))
 
 
+@pytest.mark.parametrize("eleven_points", [False, True])
+def test_a_score_that_is_nan_is_never_a_good_one(eleven_points):
+    targets = np.array([[1, 1, -1], [0, 1, 1]], np.int8)
+    scores = np.array([[np.nan, 0.9, np.nan], [0.1, 0.8, 0.7]])
+    found = average_precision(scores, targets, eleven_points=eleven_points)
+    np.testing.assert_array_equal(found, [np.nan, 1, 1])  # what is in doubt is not ranked
+    everything = label_scores(np.full((2, 3), np.nan), targets)
+    rankings = {name: value for name, value in everything.items() if name.startswith("mAP")}
+    assert np.isnan([*rankings.values()]).all()
+    assert {value for name, value in everything.items() if name not in rankings} == {0.0}
+    assert top_accuracy(np.full((2, 3), np.nan), targets) == 0
+
+
 def test_equal_scores_keep_their_order():
     scores, targets = np.ones((3, 1), np.float32), np.array([[0], [1], [0]])
     assert average_precision(scores, targets)[0] == 1 / 2

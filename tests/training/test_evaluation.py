@@ -1,5 +1,7 @@
 """Evaluation while training: the best checkpoint counts, training may end early, also resumed."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -71,6 +73,25 @@ def test_training_ends_early_and_does_not_begin_again(tmp_path):
     third = Scored(config, [])
     again = fit(third, tmp_path)
     assert (again.finished, again.steps, third.kernels) == (True, 8, [])
+
+
+def test_a_score_that_is_not_finite_is_never_the_best(tmp_path):
+    scores = [math.nan, 1.0, math.inf, 0.5, math.nan, 0.0]
+    task = Scored(config_of(best="mean/score"), scores)
+    outcome = fit(task, tmp_path)
+    np.testing.assert_array_equal(outcome.model.head.kernel[...], task.kernels[1])
+    assert (
+        Checkpoints(tmp_path / "checkpoints", best_metric="mean/score", best_mode="max").best() == 4
+    )
+    log = (tmp_path / "log.txt").read_text()
+    assert "mean/score nan, which is not finite and so never the best; there is no best" in log
+    assert "mean/score inf, which is not finite and so never the best; the best, 1, is of" in log
+
+
+def test_training_ends_early_where_no_score_is_ever_finite(tmp_path):
+    task = Scored(config_of(best="mean/score", patience=3), [math.nan] * 6)
+    outcome = fit(task, tmp_path)
+    assert (outcome.finished, outcome.steps, len(task.kernels)) == (True, 6, 3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from vadapt.metrics.segmentation import confusion_matrix, iou_per_class, mean_iou
+from vadapt.metrics.segmentation import best_class, confusion_matrix, iou_per_class, mean_iou
 
 
 def patch_labels(
@@ -53,7 +53,7 @@ def linear_probe(
     )
     logits = _logits(weights, jnp.asarray((test_features - mean) / std))
     confusion = np.asarray(
-        confusion_matrix(logits.argmax(-1), jnp.asarray(test_labels, jnp.int32), num_classes)
+        confusion_matrix(best_class(logits), jnp.asarray(test_labels, jnp.int32), num_classes)
     )
     return {
         "miou": mean_iou(confusion),

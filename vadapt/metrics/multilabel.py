@@ -78,7 +78,8 @@ def average_precision(
 ) -> Float[np.ndarray, " l"]:
     """Average precision of each label, in [0, 1]; 0 for one that is in no image.
 
-    The mean of the precision at every image that has it, images by descending score, equal ones in
+    NaN for a label with a score that is NaN among what counts: it has no place in a ranking. The
+    mean of the precision at every image that has it, images by descending score, equal ones in
     their order. Entries of -1 are left out of the ranking.
 
     Args:
@@ -87,16 +88,17 @@ def average_precision(
             more instead, as VOC 2007 has it.
     """
     counts = targets >= 0 if kept is None else kept & (targets >= 0)
+    unknown = (np.isnan(scores) & counts).any(axis=0)
     order = np.argsort(-scores, axis=0, kind="stable")
     counts = np.take_along_axis(counts, order, 0)
     hits = np.take_along_axis(targets > 0, order, 0) & counts
     found, positives = hits.cumsum(0), hits.sum(0)
     precision = found / np.maximum(counts.cumsum(0), 1)
     if not eleven_points:
-        return (precision * hits).sum(0) / np.maximum(positives, 1)
+        return np.where(unknown, np.nan, (precision * hits).sum(0) / np.maximum(positives, 1))
     reached = [10 * found >= step * positives for step in range(11)]
     best = [np.where(there & hits, precision, 0).max(0, initial=0) for there in reached]
-    return np.mean(best, axis=0)
+    return np.where(unknown, np.nan, np.mean(best, axis=0))
 
 
 class Counts(NamedTuple):
@@ -141,9 +143,10 @@ def choose(
 ) -> Bool[np.ndarray, "n l"]:
     """The labels whose score reaches the threshold, and that are among the `top` of the image.
 
-    Of equal scores the first labels are taken. None for either sets no such condition.
+    Of equal scores the first labels are taken, one that is NaN never. None for either sets no such
+    condition.
     """
-    chosen = np.ones(scores.shape, bool) if threshold is None else scores >= threshold
+    chosen = ~np.isnan(scores) if threshold is None else scores >= threshold
     if top is None:
         return chosen
     order = np.argsort(-scores, axis=1, kind="stable")

@@ -16,21 +16,22 @@ from vadapt.errors import ConfigError, nearest
 class Confusion(NamedTuple):
     """Counts of (target, prediction) pairs on the device, exact to 2^64: low + high * 2^32.
 
-    32 bits alone overflow within one training set of Cityscapes.
+    32 bits alone overflow within one training set of Cityscapes. The last column is that of
+    `confusion_matrix`: predictions that are none of the classes.
 
     >>> state = Confusion.empty(2)
     >>> state = state.update(jnp.array([[0, 1, 1]]), jnp.array([[0, 1, 255]]))
     >>> state.counts().tolist()
-    [[1, 0], [0, 1]]
+    [[1, 0, 0], [0, 1, 0]]
     """
 
-    low: UInt32[Array, "k k"]
-    high: UInt32[Array, "k k"]
+    low: UInt32[Array, "k k+1"]
+    high: UInt32[Array, "k k+1"]
 
     @classmethod
     def empty(cls, num_classes: int) -> Confusion:
         """Nothing counted yet."""
-        zero = jnp.zeros((num_classes, num_classes), jnp.uint32)
+        zero = jnp.zeros((num_classes, num_classes + 1), jnp.uint32)
         return cls(zero, zero)
 
     def update(
@@ -44,6 +45,7 @@ class Confusion(NamedTuple):
         Under a sharded batch every device counts its part, and the counts are summed.
 
         Args:
+            prediction: class ids; one that is none of the classes is a miss.
             target: class ids; what lies outside of the classes (255) is ignored.
             valid: False for rows that only fill a batch up; they do not count.
         """
@@ -54,7 +56,7 @@ class Confusion(NamedTuple):
         low = self.low + counts
         return Confusion(low, self.high + (low < counts).astype(jnp.uint32))
 
-    def counts(self) -> Int[np.ndarray, "k k"]:
+    def counts(self) -> Int[np.ndarray, "k k+1"]:
         """The matrix on the host, int64."""
         low, high = (np.asarray(part).astype(np.int64) for part in self)
         return low + (high << 32)
@@ -62,8 +64,11 @@ class Confusion(NamedTuple):
 
 def confusion_matrix(
     prediction: Integer[Array, "*n"], target: Integer[Array, "*n"], num_classes: int
-) -> Int[Array, "k k"]:
+) -> Int[Array, "k k+1"]:
     """Counts of (target, prediction) pairs; sums over batches, devices and hosts by addition.
+
+    The last column counts predictions that are none of the classes: pixels of the target's class
+    that no class has found.
 
     Args:
         target: class ids; 255 (and anything else outside the classes) is ignored.
@@ -71,20 +76,35 @@ def confusion_matrix(
     # Labels come in 8 bits, which would overflow.
     prediction, target = prediction.astype(jnp.int32), target.astype(jnp.int32)
     valid = (target >= 0) & (target < num_classes)
-    pairs = jnp.where(valid, target * num_classes + prediction, num_classes**2)
-    counts = jnp.bincount(pairs.reshape(-1), length=num_classes**2 + 1)[:-1]
-    return counts.reshape(num_classes, num_classes)
+    # Left as it came it would count for another pair of classes, or for none.
+    named = (prediction >= 0) & (prediction < num_classes)
+    prediction = jnp.where(named, prediction, num_classes)
+    columns = num_classes + 1
+    pairs = jnp.where(valid, target * columns + prediction, num_classes * columns)
+    counts = jnp.bincount(pairs.reshape(-1), length=num_classes * columns + 1)[:-1]
+    return counts.reshape(num_classes, columns)
 
 
-def iou_per_class(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
-    """Intersection over union of each class in [0, 1]; NaN where target and prediction lack it."""
+def best_class(scores: Float[Array, "*n k"]) -> Int[Array, "*n"]:
+    """The class of the highest score, -1 (none of them) where any score is NaN."""
+    # argmax takes NaN for the highest: broken scores would all be hits of one class.
+    return jnp.where(jnp.isnan(scores).any(axis=-1), -1, scores.argmax(axis=-1))
+
+
+def iou_per_class(confusion: Int[np.ndarray, "k p"]) -> Float[np.ndarray, " k"]:
+    """Intersection over union of each class in [0, 1]; NaN where target and prediction lack it.
+
+    Args:
+        confusion: a row a target's class; a column a predicted class, and one more if there is one
+            for predictions that are none of them.
+    """
     confusion = np.asarray(confusion, np.float64)
     intersection = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - intersection
+    union = confusion[:, : len(confusion)].sum(0) + confusion.sum(1) - intersection
     return np.divide(intersection, union, out=np.full_like(union, np.nan), where=union > 0)
 
 
-def mean_iou(confusion: Int[np.ndarray, "k k"]) -> float:
+def mean_iou(confusion: Int[np.ndarray, "k p"]) -> float:
     """Mean of the classes' IoU in [0, 1]; classes absent from both sides are left out.
 
     NaN if all are.
@@ -95,7 +115,7 @@ def mean_iou(confusion: Int[np.ndarray, "k k"]) -> float:
     return _mean_of_present(iou_per_class(confusion))
 
 
-def mean_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
+def mean_accuracy(confusion: Int[np.ndarray, "k p"]) -> float:
     """Mean over the classes of the share of their pixels found, in [0, 1]; absent ones left out."""
     confusion = np.asarray(confusion, np.float64)
     total = confusion.sum(1)
@@ -103,7 +123,7 @@ def mean_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
     return _mean_of_present(share)
 
 
-def pixel_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
+def pixel_accuracy(confusion: Int[np.ndarray, "k p"]) -> float:
     """Share of the labelled pixels found, in [0, 1]; NaN where no pixel is labelled."""
     confusion = np.asarray(confusion, np.float64)
     total = confusion.sum()
@@ -111,7 +131,7 @@ def pixel_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
 
 
 def domain_scores(
-    confusions: Mapping[str, Int[np.ndarray, "k k"]],
+    confusions: Mapping[str, Int[np.ndarray, "k p"]],
     mean_over: Sequence[str] | None = None,
     decimals: int | None = None,
 ) -> dict[str, float]:

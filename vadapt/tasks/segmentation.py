@@ -21,7 +21,7 @@ from vadapt.data.segmentation_transforms import ResizeToFit
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet, overlay, to_rgb
 from vadapt.heads import segmentation_head
-from vadapt.metrics.segmentation import Confusion, domain_scores, iou_per_class
+from vadapt.metrics.segmentation import Confusion, best_class, domain_scores, iou_per_class
 from vadapt.nn.hooks import hook_losses
 from vadapt.nn.trunk import Features
 from vadapt.system import System
@@ -173,7 +173,10 @@ class SegmentationTask:
         images: UInt8[np.ndarray, "b h w c"],
         size: tuple[int, int] | None = None,
     ) -> UInt8[np.ndarray, "b _ _"]:
-        """The class of every pixel of images of one size; at another (height, width) if given."""
+        """The class of every pixel of images of one size; at another (height, width) if given.
+
+        255 where the scores are NaN.
+        """
         graph, state = nnx.split(model)
         size = (images.shape[1], images.shape[2]) if size is None else size
         return np.asarray(self._jitted_classes(graph, nnx.to_pure_dict(state), images, size))
@@ -211,7 +214,7 @@ class SegmentationTask:
         pixels = labelled.normalise(self.config.data, images)
         multiple = getattr(model.backbone, "patch_size", 1)
         inference = dataclasses.replace(self.inference, multiple=multiple)
-        return inference(functools.partial(pixel_scores, model), pixels, size).argmax(axis=-1)
+        return best_class(inference(functools.partial(pixel_scores, model), pixels, size))
 
     @functools.cached_property
     def _jitted_classes(self) -> Callable[..., Any]:

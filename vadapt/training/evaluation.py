@@ -27,7 +27,7 @@ class Evaluations:
     Fields: `every` (steps between evaluations on the validation sets; 0: none), `best` (the score
     that says which checkpoint counts in the end, such as "mean/miou": the highest, of a name with
     "loss" the lowest; "": the last one counts) and `patience` (evaluations without a new best after
-    which training ends; 0: it goes on).
+    which training ends; 0: it goes on). A score that is not finite is never the best.
 
     Raises:
         ConfigError: a best checkpoint without evaluations, or patience without a best one.
@@ -39,6 +39,7 @@ class Evaluations:
         self.best_step = checkpoints.best() if self.best else None
         self._best_score = self._score = math.nan
         self._step = -1  # of that score
+        self._first = -1  # the first step that was evaluated here
         if self.best_step is not None:
             self._best_score = checkpoints.score(self.best_step)
 
@@ -58,15 +59,18 @@ class Evaluations:
         if self.best not in scores:
             raise ConfigError(f"config.eval.best={self.best!r}; {nearest(self.best, scores)}")
         self._step, self._score = step, (score := scores[self.best])
+        self._first = step if self._first < 0 else self._first
         sign = -1.0 if mode_of(self.best) == "min" else 1.0
-        better = math.isnan(self._best_score) or sign * score >= sign * self._best_score
-        if better:
+        first = self.best_step is None
+        if math.isfinite(score) and (first or sign * score >= sign * self._best_score):
             self.best_step, self._best_score = step, score
             return f"step {step}: {self.best} {score:.4g}, the best so far"
-        return (
-            f"step {step}: {self.best} {score:.4g}; the best, {self._best_score:.4g}, is of step "
-            f"{self.best_step}"
-        )
+        shown = f"step {step}: {self.best} {score:.4g}"
+        if not math.isfinite(score):
+            shown += ", which is not finite and so never the best"
+        if first:
+            return f"{shown}; there is no best one yet"
+        return f"{shown}; the best, {self._best_score:.4g}, is of step {self.best_step}"
 
     def marks(self, step: int) -> dict[str, float]:
         """The score that a checkpoint of a step is kept by; NaN where it was not evaluated."""
@@ -76,9 +80,13 @@ class Evaluations:
 
     def over(self, step: int) -> bool:
         """Whether training ends early after a step: so many evaluations brought no new best."""
-        if not self.patience or self.best_step is None:
+        if not self.patience:
             return False
-        return step - self.best_step >= self.patience * self.every
+        if self.best_step is not None:
+            return step - self.best_step >= self.patience * self.every
+        # No score was finite. Only evaluations of this session are known to have been so.
+        failed = 0 if self._first < 0 else (step - self._first) // self.every + 1
+        return failed >= self.patience
 
 
 def best_of(config: Any) -> tuple[str, str]:
