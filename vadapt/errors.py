@@ -46,6 +46,15 @@ class DataError(VadaptError, RuntimeError):
     """
 
 
+class UnreadableError(DataError, ValueError):
+    """A file of many that is damaged, or none that can be used: another can take its place.
+
+    >>> raise UnreadableError("the file is empty")
+    Traceback (most recent call last):
+    vadapt.errors.UnreadableError: the file is empty
+    """
+
+
 class TrainingError(VadaptError, RuntimeError):
     """A run that must not go on.
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from vadapt.data.decode import open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 BORDER = 100  # white pixels around every image of DroneVehicle
@@ -178,12 +179,12 @@ def content(part: Part, path: Path) -> tuple[bytes, str] | None:
     data = path.read_bytes()
     suffix = path.suffix.lower()
     if part.drop_dark:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             if int(np.asarray(image.convert("L")).max()) <= DARK:
                 return None
     if not part.crop:
         return data, suffix
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         grey = image.convert("L")
     if min(grey.size) <= 2 * BORDER:
         raise ValueError(f"{path} has {grey.size} pixels: too few for a border of {BORDER}")

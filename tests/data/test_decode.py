@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vadapt.data.decode import decode_image, decode_mask, stretch, to_channels
+from vadapt.errors import UnreadableError
 
 # Raw values of a thermal camera: a narrow band far from 0, black if divided by 256.
 THERMAL = np.random.default_rng(0).integers(8000, 8300, (7, 9, 4)).astype(np.uint16)
@@ -170,8 +171,10 @@ def test_an_image_of_absurd_size_is_an_error():
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
     data = start + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    with pytest.raises(Image.DecompressionBombError):
-        decode_image(data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+    data += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(UnreadableError, match=r"claims more pixels .*10000000000 pixels"):
+            decode(data)
 
 
 def few_bits(values, depth):
@@ -218,6 +221,59 @@ def test_colour_masks_give_colours_of_8_or_16_bits(rng):
     np.testing.assert_array_equal(decode_mask(png16(THERMAL[..., :3])), THERMAL[..., :3])
 
 
-def test_jpeg_is_no_mask():
-    with pytest.raises(ValueError, match="save it as PNG"):
-        decode_mask(encoded(Image.new("L", (8, 8)), "JPEG"))
+def grey_tiff(rows, bits, photometric, fill_order=1):
+    """A TIFF of one strip whose stored values are `rows`, whatever is black."""
+    height, width = rows.shape
+    if bits == 16:
+        data = rows.astype("<u2").tobytes()
+    else:
+        places = np.unpackbits(rows.astype(np.uint8)[..., None], axis=-1)[..., -bits:]
+        packed = np.packbits(places.reshape(height, -1), axis=1)
+        if fill_order == 2:  # the lowest bit first
+            packed = np.packbits(np.unpackbits(packed[..., None], axis=-1)[..., ::-1], axis=-1)
+        data = packed.tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 266: fill_order}
+    tags |= {273: 8, 277: 1, 278: height, 279: len(data)}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    return head + data + struct.pack("<H", len(tags)) + table + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize("photometric", [0, 1])  # white is zero, black is zero
+@pytest.mark.parametrize(("bits", "fill_order"), [(1, 1), (1, 2), (4, 1), (4, 2), (8, 1), (16, 1)])
+def test_masks_in_tiff_keep_their_ids_whatever_is_white(photometric, bits, fill_order):
+    values = np.arange(24).reshape(3, 8) % 2**bits
+    data = grey_tiff(values, bits, photometric, fill_order)
+    np.testing.assert_array_equal(decode_mask(data), values)
+
+
+def test_compressed_masks_of_inverted_tiff_keep_their_ids():
+    values = np.arange(24).reshape(3, 8) % 3 == 0
+    data = encoded(Image.fromarray(values), "TIFF", compression="group4", tiffinfo={262: 0})
+    with Image.open(io.BytesIO(data)) as image:
+        stored = 1 - np.asarray(image).astype(int) if image.tag_v2[262] == 0 else np.asarray(image)
+    np.testing.assert_array_equal(decode_mask(data), stored)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_images_of_inverted_tiff_are_shown_as_they_are_meant(bits):
+    values = np.arange(16).reshape(2, 8) % 2 * (2**bits - 1)
+    shown = decode_image(grey_tiff(values, bits, 0), 1)[..., 0]
+    np.testing.assert_array_equal(shown, np.where(values, 0, 255))
+
+
+@pytest.mark.parametrize("data", [b"P4\n8 1\n\xa0", b"P1\n8 1\n1 0 1 0 0 0 0 0\n"])
+def test_bitmaps_give_their_bits(data):
+    np.testing.assert_array_equal(decode_mask(data), [[1, 0, 1, 0, 0, 0, 0, 0]])
+
+
+def test_what_changes_ids_is_no_mask():
+    for data in (
+        encoded(Image.new("L", (8, 8)), "JPEG"),
+        encoded(Image.new("L", (8, 8)), "TIFF", compression="jpeg"),
+        b"P5\n3 1\n20\n\x00\x01\x14",  # Pillow stretches 20 to 255
+        b"P2\n2 1\n1000\n1 2\n",
+    ):
+        with pytest.raises(UnreadableError, match="save it as PNG"):
+            decode_mask(data)
+    np.testing.assert_array_equal(decode_mask(b"P5\n3 1\n255\n\x00\x01\x14"), [[0, 1, 20]])

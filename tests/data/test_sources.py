@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vadapt.data.sources import Folder, Guarded, Source, Tfds
-from vadapt.errors import ConfigError, DataError
+from vadapt.errors import ConfigError, DataError, UnreadableError
 
 
 def save(path, shape=(6, 8, 3), value=100):
@@ -170,6 +170,12 @@ def test_errors_that_are_no_broken_file_pass(error):
     with pytest.raises(error):
         guarded[0]
     assert guarded.num_corrupt == 0
+
+
+def test_a_file_that_claims_too_much_is_a_broken_one():
+    guarded = Guarded(Fragile(3, {0}, UnreadableError), 1.0)
+    assert guarded[0] is not None
+    assert guarded.num_corrupt == 1
 
 
 def test_an_index_outside_is_no_broken_file():

@@ -24,7 +24,7 @@ from vadapt.data.layouts import LAYOUTS
 from vadapt.data.progress import progress_bar
 from vadapt.data.resampling import resize_nearest
 from vadapt.data.segmentation import Segmentation
-from vadapt.errors import VadaptError
+from vadapt.errors import UnreadableError, VadaptError
 
 _SHOWN_PROBLEMS = 10
 _CELL = 240  # pixels of a picture's longer side in the sheet
@@ -78,6 +78,8 @@ def _read(source: Segmentation, index: int) -> tuple[tuple[int, int], np.ndarray
     """Size and pixels by label of an element, or why it has none."""
     try:
         label = source[index]["mask"]
+    except UnreadableError as error:
+        return f"{source.name(index)} or its mask: {error}"
     except VadaptError as error:
         return str(error)
     except Exception as error:  # a damaged file may raise anything

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import numpy as np
-from jaxtyping import Integer, Num, UInt8
+from jaxtyping import Integer, Num, Shaped, UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vadapt.errors import UnreadableError
 
 # Named, so that a stray file never reaches Pillow's readers of PostScript and the like.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "PPM")
 
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_COLOUR = ("RGB;16", "RGBX;16", "RGBA;16")
-_SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of few bits by
+_GREY = re.compile(r"(?:1|L);(?P<bits>[24]?)(?P<inverted>I?)R?")  # a file's own layouts of it
+_SPREAD = {"": 1, "2": 85, "4": 17}  # what Pillow multiplies grey of few bits by
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that make ids of their own
+_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,18 +47,17 @@ def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {chan
         channels: 3 repeats grey in three channels; 1 turns colour into luma (ITU-R 601).
 
     Raises:
-        ValueError: `data` is empty or no image.
+        UnreadableError: see `open_image`.
         OSError: the image is truncated or damaged.
-        PIL.Image.DecompressionBombError: it claims more than 179 million pixels.
     """
-    if not data:
-        raise ValueError("the file is empty")
-    with _open(data) as image:
+    with open_image(data) as image:
         tiles = list(image.tile)
         rawmodes = {_rawmode(tile.args) for tile in tiles}
         image.load()
         if image.mode in _WIDE_MODES:
             pixels = stretch(np.asarray(_upright(image)))
+            if _white_is_zero(image):  # which Pillow heeds for 8 bits and fewer alone
+                pixels = 255 - pixels
         elif len(rawmodes) == 1 and (low := _low_rawmode(rawmodes.pop())):
             pixels = stretch(_wide_colour(data, image, low))
         else:
@@ -63,25 +68,29 @@ def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {chan
 def decode_mask(data: bytes) -> Integer[np.ndarray, "h w *c"]:
     """The values of a mask file as they stand in it, of 1 to 32 bits; alpha is dropped.
 
+    What the file says of how to show them (that 0 is white, as in most TIFFs of 1 bit) changes
+    nothing.
+
     Returns:
         Ids [h, w], of a file with a palette the indices into it; or colours [h, w, 3].
 
     Raises:
-        ValueError: no image, a JPEG (whose losses make ids of their own), or one of floats.
+        UnreadableError: see `open_image`; a mask with the losses of JPEG, which make ids of their
+            own, or one of floats, or of a PGM whose values Pillow stretches.
         OSError: the image is truncated or damaged.
     """
-    with _open(data) as image:
+    with open_image(data) as image:
         rawmodes = {_rawmode(tile.args) for tile in image.tile}
-        if image.format == "JPEG" or image.mode == "F":
-            raise ValueError(f"a mask as {image.format} of mode {image.mode}; save it as PNG")
+        lossy = image.format == "JPEG" or image.info.get("compression") in _LOSSY
+        if lossy or image.mode == "F" or _is_stretched(image):
+            what = "with losses" if lossy else f"of mode {image.mode}"
+            raise UnreadableError(f"a mask as {image.format} {what}; save it as PNG")
         image.load()
         rawmode = rawmodes.pop() if len(rawmodes) == 1 else ""
         if low := _low_rawmode(rawmode):
             pixels = _wide_colour(data, image, low)
-        elif image.mode == "1":
-            pixels = np.asarray(_upright(image)).astype(np.uint8)
         else:
-            pixels = np.asarray(_upright(image)) // _SPREAD.get(rawmode, 1)
+            pixels = _as_stored(np.asarray(_upright(image)), rawmode)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
 
@@ -112,11 +121,50 @@ def stretch(values: Num[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """The image of a whole file, as Pillow has it before it is decoded.
+
+    Raises:
+        UnreadableError: `data` is empty, no image of `FORMATS`, or its header claims more than 179
+            million pixels, for which memory would be taken at once.
+    """
+    if not data:
+        raise UnreadableError("the file is empty")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("no image of a known format") from None
+        raise UnreadableError("no image of a known format") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(
+            f"its header claims more pixels than are read ({error}); if it is no damaged file, cut "
+            "it into tiles"
+        ) from None
+
+
+def _as_stored(values: Shaped[np.ndarray, "h w *c"], rawmode: str) -> Num[np.ndarray, "h w *c"]:
+    """What stands in the file, from what Pillow makes of it to show it."""
+    highest = 1 if values.dtype == bool else 255
+    values = values.astype(np.uint8) if values.dtype == bool else values
+    layout = _GREY.fullmatch(rawmode)
+    if layout is None:
+        return values
+    values = highest - values if layout["inverted"] else values
+    return values // _SPREAD[layout["bits"]]
+
+
+def _is_stretched(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow stretches the values from the file's own greatest one to 255 or 65535."""
+    greatest = [
+        tile.args[1]
+        for tile in image.tile
+        if tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple)
+    ]
+    return any(value not in (255, 65535) for value in greatest)
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
 
 
 def _rawmode(args: object) -> str:
@@ -143,7 +191,7 @@ def _low_rawmode(rawmode: str) -> str:
 
 def _wide_colour(data: bytes, high: Image.Image, low_rawmode: str) -> Num[np.ndarray, "h w c"]:
     """The 16-bit values of a colour image (or of grey with alpha), without alpha."""
-    with _open(data) as low:
+    with open_image(data) as low:
         low.tile = [
             tile._replace(
                 args=(low_rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else low_rawmode

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vadapt.data.decode import decode_image
-from vadapt.errors import ConfigError, DataError
+from vadapt.errors import ConfigError, DataError, UnreadableError
 
 Record = dict[str, Any]
 
@@ -220,7 +220,7 @@ class Guarded:
 
     Args:
         source: whatever it raises while reading counts as an unreadable element, except DataError
-            (a wrong configuration) and MemoryError, which pass.
+            (a wrong configuration, but for UnreadableError) and MemoryError, which pass.
         max_corrupt: the share of unreadable elements to put up with, 0..1. Any share above 0 allows
             one element at least, so that one broken file in a small folder stops no run.
         evaluating: what the log says of an unreadable element: it is left out.
@@ -277,8 +277,11 @@ class Guarded:
             return None
         try:
             return self.source[index]
-        except (DataError, MemoryError):
-            raise
+        except (DataError, MemoryError) as error:
+            if not isinstance(error, UnreadableError):
+                raise
+            self._count(index, error)
+            return None
         except Exception as error:
             self._count(index, error)
             return None
