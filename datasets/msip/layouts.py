@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vadapt.data.decode import open_image
+from vadapt.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 BORDER = 100  # white pixels around every image of DroneVehicle
@@ -178,14 +179,17 @@ def content(part: Part, path: Path) -> tuple[bytes, str] | None:
     """
     data = path.read_bytes()
     suffix = path.suffix.lower()
-    if part.drop_dark:
+    if not part.drop_dark and not part.crop:
+        return data, suffix
+    try:
         with open_image(data) as image:
-            if int(np.asarray(image.convert("L")).max()) <= DARK:
-                return None
+            grey = image.convert("L")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}; remove or repair it") from error
+    if part.drop_dark and int(np.asarray(grey).max()) <= DARK:
+        return None
     if not part.crop:
         return data, suffix
-    with open_image(data) as image:
-        grey = image.convert("L")
     if min(grey.size) <= 2 * BORDER:
         raise ValueError(f"{path} has {grey.size} pixels: too few for a border of {BORDER}")
     cut = grey.crop((BORDER, BORDER, grey.width - BORDER, grey.height - BORDER))

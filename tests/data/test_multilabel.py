@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vadapt.data import untrusted
 from vadapt.data.label_files import VOC_CLASSES, read_coco, read_voc
 from vadapt.data.multilabel import (
     ClassFolders,
@@ -118,6 +119,51 @@ def test_what_is_wrong_with_coco_is_said(tmp_path):
         read_coco(tmp_path, "val")
 
 
+def of(kind, **changes):
+    """One entry of each kind of a COCO file, changed."""
+    entries = {
+        "images": {"id": 9, "file_name": "COCO_val2014_000000000009.jpg"},
+        "categories": {"id": 1, "name": "person"},
+        "annotations": {"id": 1, "image_id": 9, "category_id": 1, "area": 4.0},
+    }
+    return entries[kind] | changes
+
+
+@pytest.mark.parametrize(
+    ("kind", "second", "why"),
+    [
+        ("images", {"file_name": "b.jpg"}, "images of one id, 9"),
+        ("images", {"id": 3}, "names images twice: 'val2014/COCO_val2014_000000000009.jpg'"),
+        ("images", {"id": 3, "file_name": "../val2014/b.jpg"}, "names 'val2014/../val2014/b.jpg'"),
+        ("categories", {"name": "dog"}, "categories of one id, 1"),
+        ("categories", {"id": 2}, "categories of one name, 'person'"),
+        ("categories", {"id": 2, "name": " "}, "categories with an empty name"),
+        ("annotations", {"area": 3.0}, "annotations of one id, 1"),
+        ("annotations", {"id": 2, "area": float("nan")}, "a number of pixels is needed"),
+        ("annotations", {"id": 2, "area": -1}, "a number of pixels is needed"),
+        ("annotations", {"id": 2, "area": 10**400}, "not as COCO has it"),
+        ("annotations", {"id": 2, "area": [1, 2]}, "not as COCO has it"),
+    ],
+)
+def test_what_coco_must_say_once_it_says_once(tmp_path, kind, second, why):
+    first = {name: [of(name)] for name in ("images", "categories", "annotations")}
+    write_coco(tmp_path, **first)
+    assert read_coco(tmp_path, "val").targets.tolist() == [[1]]
+    write_coco(tmp_path, **first | {kind: [of(kind), of(kind, **second)]})
+    with pytest.raises(DataError, match=why):
+        read_coco(tmp_path, "val")
+
+
+def test_more_labels_than_memory_holds_are_refused_before_it_is_taken(tmp_path, monkeypatch):
+    write_coco(tmp_path)
+    table(tmp_path, "file,labels\nphotos/a.png,cat;dog\nphotos/b.png,emu\n")
+    monkeypatch.setattr(untrusted, "MOST_CELLS", 5)
+    with pytest.raises(DataError, match="3 images with 3 labels each are more"):
+        read_coco(tmp_path, "val")
+    with pytest.raises(DataError, match="2 images with 3 labels each are more"):
+        LabelledImages(tmp_path)
+
+
 @pytest.mark.parametrize("inner", ["", "VOC2007", "VOCdevkit/VOC2007"])
 def test_difficult_objects_alone_leave_a_label_in_doubt(tmp_path, inner):
     write_voc(tmp_path / inner)
@@ -148,6 +194,15 @@ def test_what_is_wrong_with_voc_is_said(tmp_path):
     file.unlink()
     with pytest.raises(DataError, match=r"no annotation .*000007\.xml"):
         read_voc(tmp_path, "trainval")
+    listed = tmp_path / "ImageSets" / "Main" / "trainval.txt"
+    for content, why in (
+        (b"000005\n000005\n", "names images twice: 'JPEGImages/000005.jpg'"),
+        (b"../../000005\n", r"names '\.\./\.\./000005'; write a path"),
+        (b"\xff\xfe\xff", "no text in UTF-8"),
+    ):
+        listed.write_bytes(content)
+        with pytest.raises(DataError, match=why):
+            read_voc(tmp_path, "trainval")
 
 
 def test_a_table_of_names_and_one_of_columns(tmp_path):
@@ -173,7 +228,14 @@ def test_a_table_of_names_and_one_of_columns(tmp_path):
         ("file,cat\nphotos/a.png,1\nphotos/b.png\n", "line 3: not as many fields"),
         ("file,labels\nphotos/a.png,cat,dog\n", "line 2: not as many fields"),
         ("file,labels\nphotos/z.png,cat\n", "1 images are not in .*z.png"),
-        ("file,labels\nphotos/a.png,cat\nphotos/a.png,dog\n", "names images twice: photos/a.png"),
+        ("file,labels\nphotos/a.png,cat\nphotos/a.png,dog\n", "images twice: 'photos/a.png'"),
+        ("file,labels\n./photos/a.png,cat\nphotos/a.png,dog\n", "names images twice"),
+        ("file,labels\n../a.png,cat\n", "names '../a.png'; write a path from"),
+        ("file,labels\n/etc/a.png,cat\n", "names '/etc/a.png'; write a path from"),
+        ("file,dog,dog\nphotos/a.png,1,0\n", "columns of one name, 'dog'; give each"),
+        ("file,dog, dog\nphotos/a.png,1,0\n", "columns of one name, 'dog'; give each"),
+        ("file,file,dog\nphotos/a.png,photos/b.png,0\n", "columns of one name, 'file'"),
+        ("file,dog,\nphotos/a.png,1,0\n", "columns with an empty name"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, why):
@@ -202,6 +264,8 @@ def test_folders_of_classes(tmp_path):
     put(tmp_path / "val" / "n03" / "v.png")
     with pytest.raises(DataError, match=r"1 folders .* are no class: 'n03'"):
         ClassFolders(tmp_path, "val", classes=train.classes)
+    with pytest.raises(DataError, match="classes of one name, 'n02'"):
+        ClassFolders(tmp_path, classes=("n01", "n02", "n02"))
     with pytest.raises(DataError, match="expected CLASS/IMAGE"):
         ClassFolders(tmp_path, "train/n01")
 

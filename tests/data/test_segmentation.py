@@ -153,6 +153,26 @@ def test_a_list_may_not_name_what_is_not_there(root):
         Segmentation(root, "few")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train/a\ntrain/a.jpg\n", "lists samples twice: 'train/a'"),
+        (b"../photos/train/a\n", r"names '\.\./photos/train/a'"),
+        (b"\xff\n", "no text in UTF-8"),
+    ],
+)
+def test_a_list_names_what_is_in_the_data_set_once(root, content, message):
+    (root / "few.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Segmentation(root, "few")
+
+
+def test_a_split_is_a_folder_of_the_data_set(tmp_path):
+    save(tmp_path / "images/a.png")
+    with pytest.raises(DataError, match=r"config\.data\.split names '\.\./photos'"):
+        Segmentation(tmp_path, "../photos")
+
+
 def test_two_images_of_one_name_are_an_error(root):
     save(root / "photos/train/a.png")
     with pytest.raises(DataError, match="two files for one sample"):
@@ -215,6 +235,34 @@ def test_sixteen_bit_masks_keep_their_ids(tmp_path):
         ("classes: 300", "255 at most"),
         ("remap: [1, 2]", "remap must map raw ids"),
         ("remap: {7: road}", "invalid literal"),
+        ("remap: {7: 0, 7: 1}", "line 1: '7' stands there twice; leave one"),
+        ("remap: {7: 0, '007': 1}", "remap says 7 twice; leave one"),
+        ("remap: {7: 0.6}", r"0\.6 in remap is no whole number"),
+        ("classes: road", r"'road' is no list; write it as in `classes: \[road, person\]`"),
+        ("classes: -3", "classes: -3; write how many there are, from 1 to 255"),
+        ("classes: 0", "classes: 0; write how many"),
+        ("classes: true", "True is no list"),
+        ("classes: [road, no]", "False in classes is no text; write a name, in quotes"),
+        ("classes: [road, road]", "classes of one name, 'road'; give each a name of its own"),
+        ("classes: [road, ' ']", "classes with an empty name"),
+        ("classes: [a]\nclasses: [b]", "'classes' stands there twice"),
+        ("palette: [[256, 0, 0]]", r"colour \[256, 0, 0\]; write \[red, green, blue\]"),
+        ("palette: [[-1, 0, 0]]", r"each from 0 to 255"),
+        ("palette: [[1, 0]]", r"\[1, 0\] is no colour"),
+        ("palette: red", "'red' is no list"),
+        ("palette: [[1, 0, 0], [1, 0, 0]]", "colours of two classes in the palette"),
+        ("ignore: [[70000, 0, 0]]", "each from 0 to 65535"),
+        ("channel: 3", "channel 3; write 0, 1 or 2"),
+        ("channel: -1", "channel -1; write 0, 1 or 2"),
+        ("splits: [train]", r"\['train'\]; write folders or lists by name"),
+        ("splits: {val: no}", "False in splits is no text"),
+        ("images: ../photos/*", r"a pattern names '\.\./photos/\*'; write a path from"),
+        ("masks: /etc/*", r"a pattern names '/etc/\*'"),
+        ("splits: {train: ../../all}", r"split 'train' names '\.\./\.\./all'"),
+        ("classes: &a [road, *a]", "line 1: write out what"),
+        ("classes: " + "[" * 40 + "]" * 40, "more than 20 levels"),
+        ("classes: " + "[" * 5000, "more than 20 levels"),
+        ("# " + "x" * 2**20, "has 1 MiB, and 1 MiB are read"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(root, text, message):

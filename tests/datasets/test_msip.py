@@ -12,7 +12,7 @@ from PIL import Image
 
 from datasets.msip import __main__ as command
 from datasets.msip import assemble
-from datasets.msip.layouts import PARTS, TOTAL
+from datasets.msip.layouts import PARTS, TOTAL, content
 from vadapt.data.msip import Msip, list_images
 from vadapt.errors import ConfigError, DataError
 
@@ -105,6 +105,13 @@ def test_the_white_border_is_cut(assembled):
     with Image.open(folder / "thermal" / "00003.png") as image:
         assert (image.size, image.mode) == ((12, 8), "L")
         assert np.asarray(image).min() == np.asarray(image).max() == 7
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    part = next(part for part in PARTS if part.crop)
+    with pytest.raises(DataError, match=r"cannot read '.*a\.jpg': no image of a known format"):
+        content(part, tmp_path / "a.jpg")
 
 
 def test_every_tenth_frame_by_number_and_none_that_is_dark(assembled):

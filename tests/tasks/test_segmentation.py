@@ -149,6 +149,10 @@ def test_sources_and_classes_that_are_not_there_are_said(tmp_path):
         task.build()
     config.data.num_classes = 3
     assert task.classes == ("0", "1", "2")
+    for number in (-1, 256):
+        config.data.num_classes = number
+        with pytest.raises(ConfigError, match=f"num_classes is {number}; .* from 1 to 255"):
+            _ = task.classes
     with pytest.raises(ValueError, match="unknown argument"):
         linear_dinov2.get_config("tiny")
 

@@ -1,15 +1,14 @@
 """Which labels the images of a data set have, from the files that say so: COCO, VOC, one table.
 
-Each reader gives `Labels`; no image is opened. Nothing is unpickled, and XML that declares a
-document type (by which entities come) is refused.
+Each reader gives `Labels`; no image is opened. Nothing is unpickled, XML that declares a document
+type (by which entities come) is refused, and so is what is named twice where one would win.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import posixpath
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -17,6 +16,16 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Float32, Int8
 
+from vadapt.data.untrusted import (
+    check_cells,
+    check_inside,
+    check_names,
+    doubled,
+    first_of,
+    parse_json,
+    read_bytes,
+    read_lines,
+)
 from vadapt.errors import DataError, nearest
 
 VOC_CLASSES = (
@@ -25,7 +34,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 TABLE = "labels.csv"
-_NAMED_IN_ERROR = 3
+_MOST_MIB = 16  # of an annotation of one image
 _COLUMNS = ("file", "split", "labels")
 
 
@@ -52,34 +61,59 @@ def read_coco(root: Path, split: str, year: str = "2014") -> Labels:
     ascending category id. Areas are sums over a label's annotations.
 
     Raises:
-        DataError: a file is missing or damaged, or annotates what it does not list.
+        DataError: a file is missing or damaged, annotates what it does not list, or has two of one
+            id, name or file.
     """
     file = root / "annotations" / f"instances_{split}{year}.json"
     if not file.is_file():
         known = sorted(path.name for path in (root / "annotations").glob("instances_*.json"))
         raise DataError(f"no {str(file)!r}; there are {known or 'no instances_*.json'}")
+    content = parse_json(file.read_bytes(), file)
     try:
-        content = json.loads(file.read_bytes())
-        categories = sorted((c["id"], c["name"]) for c in content["categories"])
-        columns = {number: column for column, (number, _) in enumerate(categories)}
-        images = content["images"]
-        rows = {image["id"]: row for row, image in enumerate(images)}
-        targets = np.zeros((len(images), len(columns)), np.int8)
-        areas = np.zeros(targets.shape, np.float32)
-        for annotation in content["annotations"]:
-            place = rows[annotation["image_id"]], columns[annotation["category_id"]]
-            targets[place] = 1
-            areas[place] += annotation["area"]
-        files = [f"{split}{year}/{image['file_name']}" for image in images]
-    except ValueError as error:
-        raise DataError(f"{str(file)!r} is no JSON: {error}; download it again") from error
-    except (KeyError, TypeError) as error:
+        labels = _coco_labels(content, f"{split}{year}", repr(str(file)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{str(file)!r} is not as COCO has it: no {error} where an image, a category or an "
             "annotation needs it"
         ) from error
-    _check_files(root, files)
-    return Labels(files, targets, tuple(name for _, name in categories), areas)
+    _check_files(root, labels.files, str(file))
+    return labels
+
+
+def _coco_labels(content: Any, folder: str, where: str) -> Labels:
+    """Labels from the values of a COCO file; KeyError and the like where something lacks."""
+    images, annotations = content["images"], content["annotations"]
+    categories = sorted((c["id"], str(c["name"])) for c in content["categories"])
+    ids = {
+        "categories": [number for number, _ in categories],
+        "images": [image["id"] for image in images],
+        # Labels do not need them, and some files have none.
+        "annotations": [a["id"] for a in annotations if "id" in a],
+    }
+    for what, numbers in ids.items():
+        if twice := doubled(numbers):
+            raise DataError(
+                f"{where}: {what} of one id, {first_of(twice)}; one would take what is the "
+                "other's: give each an id of its own (files that are merged need new ids)"
+            )
+    classes = tuple(name for _, name in categories)
+    check_names(classes, "categories", where)
+    check_cells(len(images), len(classes), where)
+    columns = {number: column for column, number in enumerate(ids["categories"])}
+    rows = {number: row for row, number in enumerate(ids["images"])}
+    targets = np.zeros((len(images), len(columns)), np.int8)
+    areas = np.zeros(targets.shape, np.float32)
+    for annotation in annotations:
+        place = rows[annotation["image_id"]], columns[annotation["category_id"]]
+        area = annotation["area"]
+        if not 0 <= area < np.inf:
+            raise DataError(
+                f"{where}: an annotation's area is {area}; a number of pixels is needed"
+            )
+        targets[place] = 1
+        areas[place] += area
+    files = [f"{folder}/{image['file_name']}" for image in images]
+    return Labels(files, targets, classes, areas)
 
 
 def read_voc(root: Path, split: str) -> Labels:
@@ -99,13 +133,14 @@ def read_voc(root: Path, split: str) -> Labels:
     if not listed.is_file():
         known = [path.stem for path in listed.parent.glob("*.txt") if "_" not in path.stem]
         raise DataError(f"no split {split!r} in {str(listed.parent)!r}; {nearest(split, known)}")
-    names = listed.read_text(encoding="utf-8").split()
+    names = [name for line in read_lines(listed) for name in line.split()]
+    check_inside(names, repr(str(listed)))
     targets = np.zeros((len(names), len(VOC_CLASSES)), np.int8)
     for row, name in zip(targets, names, strict=True):
         for column, difficult in voc_objects(year / "Annotations" / f"{name}.xml"):
             row[column] = 1 if not difficult or row[column] == 1 else -1
     files = [f"{prefix}JPEGImages/{name}.jpg" for name in names]
-    _check_files(root, files)
+    _check_files(root, files, str(listed))
     return Labels(files, targets, VOC_CLASSES)
 
 
@@ -129,7 +164,7 @@ def voc_objects(file: Path) -> list[tuple[int, bool]]:
     """
     parser = ElementTree.XMLParser(target=_NoDoctype())
     try:
-        parser.feed(file.read_bytes())
+        parser.feed(read_bytes(file, _MOST_MIB))
         annotation = parser.close()
     except FileNotFoundError as error:
         raise DataError(f"no annotation {str(file)!r} of a listed image") from error
@@ -152,7 +187,8 @@ def read_table(root: Path, split: str) -> Labels:
     image's split; without it the split is the file's first folder.
 
     Raises:
-        DataError: the table is missing or not so, or an image is missing or named twice.
+        DataError: the table is missing or not so, or an image is missing, or an image or a column
+            is named twice.
     """
     table = root / TABLE
     if not table.is_file():
@@ -161,11 +197,13 @@ def read_table(root: Path, split: str) -> Labels:
         with table.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, strict=True)
             lines = list(reader)
+            header = [name.strip() for name in reader.fieldnames or ()]
             columns = [name for name in reader.fieldnames or () if name not in _COLUMNS]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {str(table)!r}: {error}") from error
-    header = {"file", *(["labels"] if lines and "labels" in lines[0] else columns[:1])}
-    if not lines or not header <= set(lines[0]) or len(header) < 2:
+    check_names(header, "columns", repr(str(table)))
+    needed = {"file", *(["labels"] if "labels" in header else columns[:1])}
+    if not lines or not needed <= set(lines[0]) or len(needed) < 2:
         raise DataError(
             f"{str(table)!r} must begin with a line `file,labels` or `file,CLASS,CLASS,...` and "
             "go on with a line for each image"
@@ -177,6 +215,7 @@ def read_table(root: Path, split: str) -> Labels:
         named = [_names(line["labels"]) for line in lines]
         classes = tuple(sorted(set().union(*named)))
         places = {name: column for column, name in enumerate(classes)}
+        check_cells(len(lines), len(classes), repr(str(table)))
         targets = np.zeros((len(lines), len(classes)), np.int8)
         for row, names in zip(targets, named, strict=True):
             row[[places[name] for name in names]] = 1
@@ -185,10 +224,7 @@ def read_table(root: Path, split: str) -> Labels:
         targets = np.array([_numbers(table, i, line, columns) for i, line in enumerate(lines, 2)])
     chosen = _in_split(table, lines, split)
     files = [lines[row]["file"] for row in chosen]
-    twice = [file for file, count in Counter(files).items() if count > 1]
-    if twice:
-        raise DataError(f"{str(table)!r} names images twice: {_first(twice)}")
-    _check_files(root, files)
+    _check_files(root, files, str(table))
     return Labels(files, targets[chosen], classes)
 
 
@@ -225,8 +261,15 @@ def _in_split(table: Path, lines: Sequence[Mapping[str, str]], split: str) -> li
     return chosen
 
 
-def _check_files(root: Path, files: Iterable[str]) -> None:
-    """Raises DataError if a file is not there; every folder is listed once."""
+def _check_files(root: Path, files: Sequence[str], table: str) -> None:
+    """Raises DataError if a file is not there, elsewhere or named twice; a folder is listed once.
+
+    Args:
+        table: what names them.
+    """
+    check_inside(files, repr(table))
+    if twice := doubled(map(posixpath.normpath, files)):
+        raise DataError(f"{table!r} names images twice: {first_of(twice)}; each image has one line")
     there: dict[str, set[str]] = {}
     missing = []
     for file in files:
@@ -237,9 +280,4 @@ def _check_files(root: Path, files: Iterable[str]) -> None:
         if name not in there[folder]:
             missing.append(file)
     if missing:
-        raise DataError(f"{len(missing)} images are not in {str(root)!r}: {_first(missing)}")
-
-
-def _first(names: Sequence[Any]) -> str:
-    more = len(names) - _NAMED_IN_ERROR
-    return ", ".join(map(str, names[:_NAMED_IN_ERROR])) + (f" and {more} more" if more > 0 else "")
+        raise DataError(f"{len(missing)} images are not in {str(root)!r}: {first_of(missing)}")

@@ -23,9 +23,19 @@ from vadapt.data.label_maps import (
     UNKNOWN,
     mapillary_ids,
 )
+from vadapt.data.untrusted import (
+    check_inside,
+    check_names,
+    doubled,
+    first_of,
+    parse_yaml,
+    read_bytes,
+)
 from vadapt.errors import DataError, nearest
 
 YAML = "dataset.yaml"  # in the root of a data set
+_MOST_MIB = 1  # of it
+_DOCS = "docs/segmentation_data.md"
 Colour = tuple[int, int, int]
 
 
@@ -60,11 +70,35 @@ class Layout:
         for pattern in (self.images, self.masks):
             if pattern.count("*") != 1 or "*" not in pattern.rpartition("/")[2]:
                 raise DataError(f"pattern {pattern!r}: its file name must have one *, as in data/*")
-        if len(self.classes) > IGNORE:
-            raise DataError(f"{len(self.classes)} classes; labels of 8 bits have 255 at most")
+        check_inside((self.images, self.masks), "a pattern")
+        for split, folders in self.splits.items():
+            places = [folders] if isinstance(folders, str) else folders
+            check_inside(places, f"split {split!r}")
+        for what, number in (("classes", len(self.classes)), ("colours", len(self.palette))):
+            if number > IGNORE:
+                raise DataError(f"{number} {what}; labels of 8 bits have 255 at most")
+        check_names(self.classes, "classes", "`classes`")
         if self.palette and self.classes and len(self.palette) != len(self.classes):
             raise DataError(
                 f"{len(self.palette)} colours in the palette for {len(self.classes)} classes"
+            )
+        self._check_colours()
+        if self.channel not in (None, 0, 1, 2):
+            raise DataError(f"channel {self.channel}; write 0, 1 or 2: red, green or blue")
+
+    def _check_colours(self) -> None:
+        ignored = [one for one in self.ignore if isinstance(one, tuple)]
+        # Masks of colours may have 16 bits, but what is drawn has 8.
+        for colours, highest in ((self.palette, 255), (ignored, 2**16 - 1)):
+            for colour in colours:
+                if not 0 <= min(colour) <= max(colour) <= highest:
+                    raise DataError(
+                        f"colour {list(colour)}; write [red, green, blue], each from 0 to {highest}"
+                    )
+        if twice := doubled(self.palette):
+            raise DataError(
+                f"colours of two classes in the palette: {first_of(twice)}; a mask of colours "
+                "would know one of them"
             )
 
 
@@ -79,16 +113,16 @@ def read_layout(path: Path) -> Layout:
     import yaml
 
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        entries = parse_yaml(read_bytes(path, _MOST_MIB).decode("utf-8-sig"))
+        entries = {} if entries is None else entries
         if not isinstance(entries, dict):
             raise TypeError("expected lines of `name: value`")
         return Layout(**{name: _entry(name, value) for name, value in _checked(entries).items()})
     except DataError as error:
         raise DataError(f"{str(path)!r}: {error}") from error
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise DataError(
-            f"cannot read {str(path)!r}: {error}; see vadapt.data.segmentation"
-        ) from error
+        reason = " ".join(str(error).split())  # YAML's own fill many lines
+        raise DataError(f"cannot read {str(path)!r}: {reason}; see {_DOCS}") from error
 
 
 def _checked(entries: dict[str, Any]) -> dict[str, Any]:
@@ -106,33 +140,72 @@ def _checked(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _entry(name: str, value: Any) -> Any:
-    """A value of the YAML file as `Layout` takes it."""
+    """A value of the YAML file as `Layout` takes it; TypeError or DataError says what to write."""
     if name == "classes":
-        names = [f"class {number}" for number in range(value)] if isinstance(value, int) else value
-        return tuple(map(str, names))
+        return _classes(value)
     if name == "splits":
+        example = "splits: {train: train, val: [city_a, city_b], test: test.txt}"
+        if not isinstance(value, dict):
+            raise TypeError(f"splits is {value!r}; write folders or lists by name, as in {example}")
         return {
-            str(split): tuple(map(str, folders)) if isinstance(folders, list) else str(folders)
+            _text(split, name): tuple(_text(folder, name) for folder in folders)
+            if isinstance(folders, list)
+            else _text(folders, name)
             for split, folders in value.items()
         }
     if name == "remap":
-        return {int(raw): _train_id(train) for raw, train in value.items()}
+        ids = [(_whole(raw, name), _train_id(train)) for raw, train in (value or {}).items()]
+        if twice := doubled(raw for raw, _ in ids):
+            raise DataError(f"remap says {first_of(twice)} twice; leave one")
+        return dict(ids)
     if name == "rest":
         return _train_id(value)
     if name == "palette":
-        return tuple(map(_colour, value))
+        return tuple(map(_colour, _list(value, "palette: [[255, 0, 0], [0, 0, 255]]")))
     if name == "ignore":
         values = value if isinstance(value, list) else [value]
-        return tuple(_colour(one) if isinstance(one, list) else int(one) for one in values)
-    return int(value) if name == "channel" else str(value)
+        return tuple(_colour(one) if isinstance(one, list) else _whole(one, name) for one in values)
+    return _whole(value, name) if name == "channel" else _text(value, name)
+
+
+def _classes(value: Any) -> tuple[str, ...]:
+    """Names of classes from a list of them, or from how many there are."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 < value <= IGNORE:
+            raise DataError(
+                f"classes: {value}; write how many there are, from 1 to {IGNORE} at most"
+            )
+        return tuple(f"class {number}" for number in range(value))
+    return tuple(_text(name, "classes") for name in _list(value, "classes: [road, person]"))
+
+
+def _list(value: Any, example: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list; write it as in `{example}`")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    """A name; not what YAML takes for something else, as it takes `no` for false."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"{value!r} in {name} is no text; write a name, in quotes if it must be so")
+    return str(value)
+
+
+def _whole(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"{value!r} in {name} is no whole number; write one")
+    return int(value)
 
 
 def _train_id(value: Any) -> int:
-    return IGNORE if value == "ignore" else int(value)
+    return IGNORE if value == "ignore" else _whole(value, "remap")
 
 
 def _colour(value: Any) -> Colour:
-    red, green, blue = map(int, value)
+    if not isinstance(value, list) or len(value) != 3:
+        raise TypeError(f"{value!r} is no colour; write [red, green, blue], each from 0 to 255")
+    red, green, blue = (_whole(one, "a colour") for one in value)
     return red, green, blue
 
 

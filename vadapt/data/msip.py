@@ -14,6 +14,7 @@ from pathlib import Path
 from vadapt.data.decode import decode_image
 from vadapt.data.roi_table import SubsetRois, stem
 from vadapt.data.sources import Record
+from vadapt.data.untrusted import check_inside
 from vadapt.errors import ConfigError, DataError
 
 IMAGES = "thermal"  # the folder of images in a sub-set
@@ -115,6 +116,7 @@ def list_subsets(root: Path, subsets: Sequence[str] | None = None) -> list[str]:
             f"no folder {str(root)!r}; expected the root of MSIP, with <sub-set>/{IMAGES}/<image>"
         )
     names = list(subsets or ())
+    check_inside(names, "subsets")
     if subsets is None:
         found = (folder.name for folder in root.iterdir() if folder.is_dir())
         names = sorted(name for name in found if not name.startswith("."))

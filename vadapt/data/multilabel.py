@@ -22,6 +22,7 @@ from vadapt.data.label_files import Labels, read_coco, read_table, read_voc
 from vadapt.data.scenes import CATEGORIES, SceneOptions, Scenes
 from vadapt.data.sources import IMAGE_SUFFIXES, Record, Tfds, find_files
 from vadapt.data.transforms import crop_and_resize
+from vadapt.data.untrusted import check_names
 from vadapt.errors import ConfigError, DataError, nearest
 
 LAYOUTS: dict[str, Callable[[Path, str], Labels]] = {
@@ -125,6 +126,7 @@ class ClassFolders:
             raise DataError(f"no images in folders of {str(self.path)!r}; expected CLASS/IMAGE")
         names = [file.partition("/")[0] for file in files]
         self.classes = tuple(classes) or tuple(sorted(set(names)))
+        check_names(self.classes, "classes", f"the classes of {str(self.path)!r}")
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
             raise DataError(
@@ -169,6 +171,7 @@ class TfdsLabels(Tfds):
         names = (self.metadata or {}).get("classes")
         if not names:
             raise DataError(f"{self.title} names no classes in its metadata")
+        check_names(names, "classes", f"the metadata of {self.title}")
         return tuple(names)
 
     @functools.cached_property

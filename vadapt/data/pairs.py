@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vadapt.data.layouts import YAML, Layout
 from vadapt.data.sources import IMAGE_SUFFIXES, find_files
+from vadapt.data.untrusted import check_inside, doubled, first_of, read_lines
 from vadapt.errors import DataError, nearest
 
-_NAMED_IN_ERROR = 3
 _HINT = f"a file {YAML} there says where they are, as `images: FOLDER/*` and `masks: FOLDER/*`"
 
 
@@ -21,7 +21,8 @@ def list_pairs(root: Path, layout: Layout, split: str, labelled: bool) -> list[t
         labelled: False looks for no masks; theirs are then "".
 
     Raises:
-        DataError: no image, an image without a mask, an unknown split, two files for one sample.
+        DataError: no image, an image without a mask, an unknown split, two files for one sample,
+            a sample that is listed twice.
     """
     folders, listed = _split_folders(root, layout, split)
     images: dict[str, str] = {}
@@ -38,7 +39,7 @@ def list_pairs(root: Path, layout: Layout, split: str, labelled: bool) -> list[t
         if lacking:
             raise DataError(
                 f"{len(lacking)} of {len(listed)} images that split {split!r} lists are not among "
-                f"{layout.images!r} in {str(root)!r}: {_first(lacking)}"
+                f"{layout.images!r} in {str(root)!r}: {first_of(lacking)}"
             )
         wanted = listed
     if not wanted:
@@ -52,7 +53,7 @@ def list_pairs(root: Path, layout: Layout, split: str, labelled: bool) -> list[t
     if lacking:
         raise DataError(
             f"{len(lacking)} of {len(wanted)} images in {str(root)!r} have no mask "
-            f"{layout.masks!r}: {_first(lacking)}; {_HINT}"
+            f"{layout.masks!r}: {first_of(lacking)}; {_HINT}"
         )
     return [(images[name], masks[name]) for name in wanted]
 
@@ -85,12 +86,16 @@ def _split_folders(
                 f"no split {split!r}; {known}. `splits:` in {YAML} names folders or lists"
             )
         value = split
+        check_inside([split], "config.data.split")
     if isinstance(value, str) and value.endswith(".txt"):
         file = root / value
         if not file.is_file():
             raise DataError(f"split {split!r} is listed in {str(file)!r}, which is not there")
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [""], [_stem(line.strip()) for line in lines if line.strip()]
+        names = [_stem(line) for line in read_lines(file)]
+        check_inside(names, repr(str(file)))
+        if twice := doubled(names):
+            raise DataError(f"{str(file)!r} lists samples twice: {first_of(twice)}; once is enough")
+        return [""], names
     return [value] if isinstance(value, str) else value, None
 
 
@@ -122,8 +127,3 @@ def _filled(pattern: str, folder: str) -> str:
 def _stem(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_IN_ERROR
-    return ", ".join(names[:_NAMED_IN_ERROR]) + (f" and {more} more" if more > 0 else "")

@@ -29,6 +29,7 @@ from vadapt.data.msip import IMAGES, list_images, list_subsets
 from vadapt.data.progress import progress_bar
 from vadapt.data.roi_table import PACKED, RoiTable
 from vadapt.data.selective_search import PUBLISHED, SearchSettings, find_candidates
+from vadapt.data.untrusted import parse_json
 from vadapt.errors import DataError
 
 _CHUNK = 4  # images a worker takes at a time; a killed run loses that many a worker
@@ -106,10 +107,16 @@ class Journal:
             os.truncate(self.lines, len(complete))
         head, *rows = complete.splitlines() or [b"{}"]
         if complete:
-            self._check(json.loads(head), self.lines)
-        for row in rows:
-            name, boxes = json.loads(row)
-            self.found[name] = np.array(boxes, np.int32).reshape(-1, 4)
+            self._check(parse_json(head, self.lines), self.lines)
+        for number, row in enumerate(rows, 2):
+            try:
+                name, boxes = parse_json(row, self.lines)
+                self.found[str(name)] = np.array(boxes, np.int32).reshape(-1, 4)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise DataError(
+                    f"{str(self.lines)!r}, line {number} is no name with boxes ({error}); delete "
+                    "the file to compute them anew"
+                ) from error
         self._new = bool(rows)
 
     def _check(self, settings: dict[str, Any], path: Path) -> None:

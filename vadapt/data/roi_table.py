@@ -7,7 +7,10 @@ A sub-set `<sub>` holds `<sub>/thermal/<image>`; its candidates are `<sub>/roi.n
 from __future__ import annotations
 
 import json
+import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from vadapt.data.untrusted import parse_json, read_lines
 from vadapt.errors import DataError
 
 PACKED = "roi.npz"
 TEXTS = "roi"
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
+_MOST_BYTES = 2**31  # of a packed file's arrays; all of MSIP has some 0.1 GB
+_MOST_MIB = 16  # of a text file, of one image
 NO_ROIS: Int32[np.ndarray, "n 4"] = np.zeros((0, 4), np.int32)
 
 
@@ -48,10 +55,14 @@ class RoiTable(Mapping[str, np.ndarray]):
     def load(cls, path: str | os.PathLike[str]) -> RoiTable:
         """Reads what `save` wrote; a DataError says what is wrong with it."""
         try:
+            _check_sizes(path)
             with np.load(path, allow_pickle=False) as file:
-                settings = json.loads(str(file["settings"]))
-                return cls(file["names"].tolist(), file["offsets"], file["boxes"], settings)
-        except (OSError, KeyError, ValueError) as error:
+                settings = parse_json(str(file["settings"]), Path(path))
+                names, offsets, boxes = (file[key] for key in ("names", "offsets", "boxes"))
+            if not _fit(names, offsets, boxes) or not isinstance(settings, dict):
+                raise ValueError("its arrays do not belong together")
+            return cls(names.tolist(), offsets, boxes, settings)
+        except (OSError, EOFError, KeyError, ValueError, DataError, *_DAMAGED) as error:
             raise DataError(
                 f"cannot read the candidates in {str(path)!r} ({error}); delete the file and run "
                 "python -m vadapt.data.roi_candidates again"
@@ -105,6 +116,31 @@ class SubsetRois:
         return NO_ROIS
 
 
+def _check_sizes(path: str | os.PathLike[str]) -> None:
+    """ValueError where a member is larger than is read, or claims to hold more than it has."""
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        if sum(member.file_size for member in members) > _MOST_BYTES:
+            raise ValueError(f"its arrays have more than {_MOST_BYTES:,} bytes")
+        for member in members:
+            with file.open(member) as array:
+                if np.lib.format.read_magic(array) != (1, 0):
+                    raise ValueError("an array of another version of NumPy's format")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(array)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} claims more than it holds: {shape} of {dtype}")
+
+
+def _fit(names: np.ndarray, offsets: np.ndarray, boxes: np.ndarray) -> bool:
+    """Whether every name has its rows of four numbers."""
+    shapes = names.ndim == offsets.ndim == 1 and boxes.ndim == 2 and boxes.shape[1] == 4
+    whole = all(np.issubdtype(array.dtype, np.integer) for array in (offsets, boxes))
+    if not shapes or not whole or len(offsets) != len(names) + 1:
+        return False
+    ends = offsets[0] == 0 and offsets[-1] == len(boxes)
+    return bool(ends and (np.diff(offsets) >= 0).all() and len(set(names.tolist())) == len(names))
+
+
 def stem(image_name: str) -> str:
     """A file name up to its first dot, by which text files are named."""
     return image_name.split(".", 1)[0]
@@ -117,13 +153,13 @@ def read_text(path: str | os.PathLike[str]) -> Int32[np.ndarray, "n 4"]:
         DataError: a line is anything else.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split()
+        lines = [part for line in read_lines(Path(path), _MOST_MIB) for part in line.split()]
     except FileNotFoundError:
         return NO_ROIS
     try:
         rows = [[int(number) for number in line.split(",")] for line in lines]
-    except ValueError as error:
+        if any(len(row) != 4 for row in rows):
+            raise ValueError("four whole numbers a line")
+        return np.array(rows, np.int32).reshape(-1, 4)
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{str(path)!r} is no list of x,y,w,h: {error}") from error
-    if any(len(row) != 4 for row in rows):
-        raise DataError(f"{str(path)!r} is no list of x,y,w,h: four whole numbers a line")
-    return np.array(rows, np.int32).reshape(-1, 4)

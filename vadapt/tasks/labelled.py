@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vadapt.data.label_maps import IGNORE
 from vadapt.data.photometric import PhotometricDistortion
 from vadapt.data.pipeline import Feed
 from vadapt.data.segmentation_transforms import (
@@ -61,7 +62,7 @@ def classes_of(data: Any, source: Any) -> tuple[str, ...]:
     """Names of the classes; where nothing names them, numbers up to `num_classes`.
 
     Raises:
-        ConfigError: nothing says how many there are.
+        ConfigError: nothing says how many there are, or there are more than 8 bits tell apart.
     """
     if source.classes:
         return tuple(source.classes)
@@ -69,6 +70,11 @@ def classes_of(data: Any, source: Any) -> tuple[str, ...]:
         raise ConfigError(
             f"nothing says which classes {data.path!r} has: name them in its dataset.yaml, or give "
             "--config.data.num_classes"
+        )
+    if not 0 < data.num_classes <= IGNORE:
+        raise ConfigError(
+            f"config.data.num_classes is {data.num_classes}; labels of 8 bits have from 1 to "
+            f"{IGNORE} classes"
         )
     return tuple(str(number) for number in range(data.num_classes))
 
