@@ -54,15 +54,23 @@ def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {chan
         tiles = list(image.tile)
         rawmodes = {_rawmode(tile.args) for tile in tiles}
         image.load()
-        if image.mode in _WIDE_MODES:
-            pixels = stretch(np.asarray(_upright(image)))
-            if _white_is_zero(image):  # which Pillow heeds for 8 bits and fewer alone
-                pixels = 255 - pixels
-        elif len(rawmodes) == 1 and (low := _low_rawmode(rawmodes.pop())):
+        wide = image.mode not in _WIDE_MODES and len(rawmodes) == 1
+        if wide and (low := _low_rawmode(rawmodes.pop())):
             pixels = stretch(_wide_colour(data, image, low))
         else:
-            pixels = np.asarray(_upright(_eight_bit(image)))
-    return to_channels(pixels.reshape(*pixels.shape[:2], -1), channels)
+            pixels = from_pillow(image)
+    return to_channels(pixels, channels)
+
+
+def from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of an image of Pillow's, by the rules of `decode_image`; c is 1 or 3."""
+    if image.mode in _WIDE_MODES:
+        pixels = stretch(np.asarray(_upright(image)))
+        if _white_is_zero(image):  # which Pillow heeds for 8 bits and fewer alone
+            pixels = 255 - pixels
+    else:
+        pixels = np.asarray(_upright(_eight_bit(image)))
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def decode_mask(data: bytes) -> Integer[np.ndarray, "h w *c"]:
