@@ -25,6 +25,7 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
+    {"trained"},
     {"main", "plan", "predict", "catalogue"},
     {"list"},
 ]

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vadapt
 from configs import pad_msip
 from tests import compiled
 from tests.training.toy import full_disk
 from vadapt import run
+from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, DataError, TrainingError
 from vadapt.tasks import make_task
 from vadapt.training import checkpoint
@@ -85,6 +87,23 @@ def test_the_adapter_file_makes_a_fresh_backbone_the_trained_one(finished, tmp_p
     assert np.abs(wanted - before).max() > 0
     load_adapter(fresh, tmp_path / "adapter.safetensors")
     np.testing.assert_array_equal(compiled.run("features", fresh, images), wanted)
+
+
+def test_a_run_that_does_not_predict_gives_features(finished, rng, tmp_path):
+    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    loaded = vadapt.load_run(finished[0])
+    assert isinstance(loaded.model, ViT)
+    with pytest.raises(ConfigError, match="task 'mae', which has no `predict_image`"):
+        loaded.predict(image)
+    found = loaded.features(image)
+    assert (found.shape, loaded.step) == ((4, 4, 96), None)
+    wanted = compiled.run("features", loaded.model, loaded.preprocess(image))[0]
+    np.testing.assert_allclose(found.reshape(16, 96), wanted[1:], atol=1e-4)
+    workdir = shutil.copytree(finished[0], tmp_path / "unfinished")
+    (workdir / "adapter.safetensors").unlink()
+    begun = vadapt.load_run(workdir)
+    assert begun.step == 6
+    np.testing.assert_allclose(begun.features(image), found, atol=1e-4)
 
 
 def test_an_adapter_trained_over_bfloat16_weights_fits_the_float32_ones(tmp_path):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vadapt.adapters import apply as adapt
     from vadapt.models import create
     from vadapt.partition import Adapter, Head, Prompt, merge, split, summary
+    from vadapt.trained import load_run, preprocess
     from vadapt.weights.adapter_file import load_adapter, save_adapter
     from vadapt.weights.export import save_hugging_face
     from vadapt.weights.hub import pull
@@ -36,8 +37,10 @@ _PLACES = {
     "fold": "vadapt.adapters",
     "load_adapter": "vadapt.weights.adapter_file",
     "load_exported": "vadapt.weights.stablehlo",
+    "load_run": "vadapt.trained",
     "load_weights": "vadapt.weights.load",
     "merge": "vadapt.partition",
+    "preprocess": "vadapt.trained",
     "pull": "vadapt.weights.hub",
     "push": "vadapt.weights.publish",
     "save_adapter": "vadapt.weights.adapter_file",
@@ -57,8 +60,10 @@ __all__ = [
     "fold",
     "load_adapter",
     "load_exported",
+    "load_run",
     "load_weights",
     "merge",
+    "preprocess",
     "pull",
     "push",
     "save_adapter",

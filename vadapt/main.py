@@ -4,6 +4,7 @@ Any setting can be changed on the command line, as in `--config.total_steps=500`
 config lists them all, `--print_config` shows what flags come to. The workdir gets
 
     config.json           the settings; a workdir of other settings is refused
+    about.json            what using a run takes without its data, such as the classes
     log.txt               what the terminal showed
     metrics.jsonl         one line of numbers every `config.run.log_every` steps
     tensorboard/          the same and the pictures, for TensorBoard

@@ -87,7 +87,9 @@ def _created(
 
     def build() -> Any:
         streams = rngs if seed is None else nnx.Rngs(seed)
-        return known.build(**{**known.options, **options}, rngs=streams)
+        model = known.build(**{**known.options, **options}, rngs=streams)
+        model.statistics = tuple(known.statistics)  # for `vadapt.preprocess`
+        return model
 
     if not weights:
         return build(), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vadapt.weights.adapter_file import save_adapter, save_model
 
 Config = Any  # a ConfigDict, whose fields no type checker knows
 
+ABOUT = "about.json"
 # Settings that do not change what is trained: a workdir is gone on with under other ones.
 FREE = (
     "run.",
@@ -35,6 +37,12 @@ FREE = (
     "parallel.step.remat",
     "parallel.step.scan",
 )
+# Sections and fields of a config that say how it was trained, from what, or where on this machine.
+_OF_TRAINING = (
+    *("optimizer", "optimizers", "parallel", "run", "full", "train", "validation", "test"),
+    *("streams", "root", "baselines", "total_steps", "batch_size"),
+)
+_OF_PLACES = ("path", "cache", "tfds_name")
 _SHOWN = 8  # differences in a message
 
 
@@ -80,6 +88,8 @@ def run(
     if evaluating:
         config = without_cache(config)
     task = make_task(config)
+    if not evaluating and jax.process_index() == 0:
+        _write_json(workdir / ABOUT, _about(task, workdir))
     stop_at = latest if evaluating else None
     outcome = fit(task, config, workdir, stop_at=stop_at, devices=devices, checkpoints=checkpoints)
     if not outcome.finished:
@@ -237,11 +247,39 @@ def _export(task: Task[Model], config: Config, outcome: Outcome[Model], path: Pa
         backbone=config.model.backbone,
         weights=config.model.weights,
         options=dict(task.backbone_options),
-        classes=getattr(task, "classes", ()),
         statistics=[np.broadcast_to(x, 3).tolist() for x in (config.data.mean, config.data.std)],
+        config=_for_use(config),
+        **_known(task),
     )
     if config.run.save_model:
         save_model(path.with_name("model.safetensors"), outcome.model, config.run.save_model)
+
+
+def _known(task: Task[Model]) -> dict[str, Any]:
+    """Return what the training data say and predicting needs, see `Task`; as JSON."""
+    found = {"classes": list(getattr(task, "classes", ()))}
+    palette = getattr(task, "palette", None)
+    return found if palette is None else {**found, "palette": np.asarray(palette).tolist()}
+
+
+def _about(task: Task[Model], workdir: Path) -> dict[str, Any]:
+    """Return what it takes to use a run before it has an adapter file, wherever it is moved.
+
+    Paths of the config start from `folder`, which lies at `from_here`, seen from the workdir.
+    """
+    folder = Path.cwd()
+    return {
+        **_known(task),
+        "folder": str(folder),
+        "from_here": os.path.relpath(folder, workdir.resolve()),
+    }
+
+
+def _for_use(config: Config) -> dict[str, Any]:
+    """The settings of a config that say how to build its model and what that sees of an image."""
+    kept = {key: value for key, value in config.to_dict().items() if key not in _OF_TRAINING}
+    data = {key: value for key, value in kept["data"].items() if key not in _OF_PLACES}
+    return {**kept, "data": data}
 
 
 def _former_rate(workdir: Path) -> float:

@@ -89,6 +89,15 @@ def test_a_users_folder_is_trained_on_and_predicted(tmp_path, capsys, caplog):
         overlay = Image.open(tmp_path / "out" / "overlays" / f"{path.stem}.jpg")
         assert labels.shape == truth.shape == overlay.size[::-1]
         found += np.asarray(confusion_matrix(jnp.asarray(labels), jnp.asarray(truth), len(CLASSES)))
+    assert predict.main([*arguments, "--format=png,csv", "--confidences"]) == 0
+    sure = np.asarray(Image.open(tmp_path / "out" / "confidences" / "00.png"))
+    assert sure.shape == np.asarray(Image.open(masks / "00.png")).shape
+    assert sure.min() >= 255 // len(CLASSES)
+    rows = (tmp_path / "out" / "labels.csv").read_text().splitlines()
+    assert rows[0] == "image,label,share,confidence"
+    first = [float(row.split(",")[2]) for row in rows if row.startswith("00.png,")]
+    assert first == sorted(first, reverse=True)
+    assert sum(first) == pytest.approx(1, abs=1e-4)
     # What the run reported, from the files that a user gets.
     assert 100 * mean_iou(found) == pytest.approx(result["val/miou/adapted"], abs=0.5)
 

@@ -207,6 +207,10 @@ class Mask2FormerHead(nnx.Module):
         """Scores of every class at every pixel of an image of `size`, by the last predictions."""
         return semantic_scores(predictions.classes[-1], predictions.masks[-1], size)
 
+    def probabilities(self, scores: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
+        """Shares of the classes in `scores`, which are sums over queries and no logits."""
+        return scores / jnp.maximum(scores.sum(-1, keepdims=True), jnp.finfo(scores.dtype).tiny)
+
     def loss(
         self, predictions: Predictions, labels: Int[Array, "b h w"], key: Key[Array, ""]
     ) -> dict[str, Float[Array, ""]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ class MultilabelTask:
 
     evaluates_initial = False  # a new head knows nothing
     settings = MULTILABEL_FIELDS
+    known: Mapping[str, Any] = MappingProxyType({})  # see `training.task.Task`
 
     def __init__(self, config: Any):
         self.config = config
@@ -53,7 +55,7 @@ class MultilabelTask:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names in the order of the head's outputs."""
-        return self.source.classes
+        return tuple(self.known.get("classes", ())) or self.source.classes
 
     @property
     def backbone_options(self) -> dict[str, Any]:
@@ -184,8 +186,7 @@ class MultilabelTask:
 
         The image is resized as for testing. There are five labels at least, if the data have them.
         """
-        feed = image_labels.evaluation_feed(self.config.data)
-        seen = apply_all(feed.transforms, {"image": image}, np.random.default_rng(0))["image"]
+        seen = self.prepare_image(image)
         graph, state = nnx.split(model)
         found = self._jitted_predict(graph, nnx.to_pure_dict(state), seen[None])
         scores = self.probabilities(np.asarray(found.logits[0], np.float32))
@@ -196,6 +197,11 @@ class MultilabelTask:
         row = [seen, *self._places(found, seen, 0, order[:3], model.strides)]
         sheet = contact_sheet([row], COLUMNS[: len(row)], [title], cell=256)
         return Prediction(pictures={"pictures": sheet}, labels=labels)
+
+    def prepare_image(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "_h _w c"]:
+        """The image resized as for testing."""
+        feed = image_labels.evaluation_feed(self.config.data)
+        return apply_all(feed.transforms, {"image": image}, np.random.default_rng(0))["image"]
 
     def pictures(
         self, model: System, batch: dict[str, np.ndarray]

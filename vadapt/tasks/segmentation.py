@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt import system
 from vadapt.data import pipeline
+from vadapt.data.label_maps import class_colours
 from vadapt.data.progress import with_progress
 from vadapt.data.segmentation_transforms import ResizeToFit
 from vadapt.data.stream import Stream
@@ -48,6 +50,7 @@ class SegmentationTask:
 
     evaluates_initial = False  # a new head knows nothing
     settings = SEGMENTATION_FIELDS
+    known: Mapping[str, Any] = MappingProxyType({})  # see `training.task.Task`
 
     def __init__(self, config: Any):
         self.config = config
@@ -68,7 +71,8 @@ class SegmentationTask:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names in the order of the head's outputs."""
-        return labelled.classes_of(self.config.data, self.source)
+        known = tuple(self.known.get("classes", ()))
+        return known or labelled.classes_of(self.config.data, self.source)
 
     @property
     def backbone_options(self) -> dict[str, Any]:
@@ -78,7 +82,10 @@ class SegmentationTask:
     @property
     def palette(self) -> UInt8[np.ndarray, "k 3"]:
         """A colour per class."""
-        return self.source.palette
+        if "palette" in self.known:
+            return np.asarray(self.known["palette"], np.uint8)
+        # Files of older versions name the classes alone.
+        return class_colours(len(self.classes)) if self.known else self.source.palette
 
     def build(self, *, pretrained: bool = True) -> System:
         """The model with its pretrained weights, the method applied, and a new head.
@@ -182,14 +189,41 @@ class SegmentationTask:
         return np.asarray(self._jitted_classes(graph, nnx.to_pure_dict(state), images, size))
 
     def predict_image(self, model: System, image: UInt8[np.ndarray, "h w c"]) -> Prediction:
-        """`labels`, the class of every pixel, and `overlays`, these in colors over the image."""
-        record, data = {"image": image}, self.config.data
-        if data.test_longest:
-            fit = ResizeToFit(data.test_longest, data.test_shortest)
-            record = fit(record, np.random.default_rng(0))
-        labels = self.predict(model, record["image"][None], (image.shape[0], image.shape[1]))[0]
+        """`labels`, the class of every pixel, and `overlays`, these in colors over the image.
+
+        Confidences are the probabilities of these classes; a row is a class, the largest first.
+        """
+        seen, size = self.prepare_image(image), (image.shape[0], image.shape[1])
+        graph, state = nnx.split(model)
+        found = self._jitted_sure(graph, nnx.to_pure_dict(state), seen[None], size)
+        labels, sure = (np.asarray(array)[0] for array in found)
         both = overlay(to_rgb(image), colour_mask(labels, self.palette))
-        return Prediction(arrays={"labels": labels}, pictures={"overlays": both})
+        number = len(self.classes)  # and 255 where the scores are NaN, which is no class
+        counts = np.bincount(labels.ravel(), minlength=number)[:number]
+        sums = np.bincount(labels.ravel(), sure.ravel(), minlength=number)
+        rows = tuple(
+            {
+                "label": self.classes[k],
+                "share": float(counts[k] / labels.size),
+                "confidence": float(sums[k] / counts[k]),
+            }
+            for k in np.argsort(-counts, kind="stable")
+            if counts[k]
+        )
+        return Prediction(
+            arrays={"labels": labels},
+            pictures={"overlays": both},
+            confidences={"confidences": sure},
+            rows=rows,
+        )
+
+    def prepare_image(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "_h _w c"]:
+        """The image resized to fit, as for testing."""
+        data = self.config.data
+        if not data.test_longest:
+            return image
+        fit = ResizeToFit(data.test_longest, data.test_shortest)
+        return fit({"image": image}, np.random.default_rng(0))["image"]
 
     def pictures(
         self, model: System, batch: dict[str, np.ndarray]
@@ -210,11 +244,13 @@ class SegmentationTask:
         return {"segmentation": contact_sheet(rows, titles, cell=128, legend=legend)}
 
     def _classes(self, graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Array:
-        model = nnx.merge(graph, tree)
+        return best_class(self._scores(nnx.merge(graph, tree), images, size))
+
+    def _scores(self, model: System, images: Array, size: tuple[int, int]) -> Array:
         pixels = labelled.normalise(self.config.data, images)
         multiple = getattr(model.backbone, "patch_size", 1)
         inference = dataclasses.replace(self.inference, multiple=multiple)
-        return best_class(inference(functools.partial(pixel_scores, model), pixels, size))
+        return inference(functools.partial(pixel_scores, model), pixels, size)
 
     @functools.cached_property
     def _jitted_classes(self) -> Callable[..., Any]:
@@ -222,6 +258,16 @@ class SegmentationTask:
             return self._classes(graph, tree, images, size).astype(jnp.uint8)
 
         return jax.jit(classes, static_argnums=(0, 3))
+
+    @functools.cached_property
+    def _jitted_sure(self) -> Callable[..., Any]:
+        def sure(graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Any:
+            model = nnx.merge(graph, tree)
+            scores = self._scores(model, images, size).astype(jnp.float32)
+            probabilities = getattr(model.head, "probabilities", jax.nn.softmax)(scores)
+            return best_class(scores).astype(jnp.uint8), probabilities.max(axis=-1)
+
+        return jax.jit(sure, static_argnums=(0, 3))
 
     @functools.cached_property
     def _jitted_count(self) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from vadapt.data.stream import Stream
 
@@ -25,10 +25,17 @@ Loss = Callable[..., tuple[Any, ...]]
 class Task(Protocol[Model]):
     """What is learned, from which data, and how it is evaluated; see `vadapt.tasks`.
 
-    A task may also have `evaluates_initial` (False: scores before training say nothing), `players`
-    (see `Player`), `after_update` (see `Remembers`), `predict_image` (see `Predicts`), and
-    `settings`: for sections of a config ("data", "task", "eval", "model") a dataclass of the fields
-    that it reads there, by which typos are found.
+    A task may also have
+
+    - `evaluates_initial`: False where scores before training say nothing;
+    - `players` (see `Player`), `after_update` (see `Remembers`), `predict_image` (see `Predicts`);
+    - `settings`: for sections of a config ("data", "task", "eval", "model") a dataclass of the
+      fields that it reads there, by which typos are found;
+    - `classes` and `palette`, which the training data say and predicting needs. They are kept with
+      what was trained, and `vadapt.load_run` sets `known`, a mapping with them, before `build`: a
+      task that looks there first is used without any data;
+    - `prepare_image`, from an image as it was read (uint8 [h, w, c]) to one of the size at which
+      the model sees it; without it, `vadapt.load_run` resizes to `config.data.image_size`.
     """
 
     config: Any
@@ -105,6 +112,16 @@ class Prediction(NamedTuple):
     pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]] = MappingProxyType({})
     # Probabilities of labels, in the order in which they are to be read; rows of a table.
     labels: Mapping[str, float] = MappingProxyType({})
+    # By the name of their folder, how sure the model is of each pixel, 0-1.
+    confidences: Mapping[str, Float[np.ndarray, "h w"]] = MappingProxyType({})
+    # Rows of a table where `labels` do not say it all: a column by its name, alike in all rows.
+    rows: tuple[Mapping[str, str | float], ...] = ()
+
+    @property
+    def table(self) -> tuple[Mapping[str, str | float], ...]:
+        """The rows, or one a label: {"label": ..., "probability": ...}."""
+        labels = ({"label": name, "probability": x} for name, x in self.labels.items())
+        return self.rows or tuple(labels)
 
 
 @runtime_checkable

@@ -58,7 +58,9 @@ class AdapterInfo(NamedTuple):
     trainable: str | Sequence[str] | None = None  # the setting that chose the file's leaves
     classes: tuple[str, ...] = ()
     statistics: Statistics | None = None  # of the pixels, in 0-1
-    extra: Mapping[str, Any] = MappingProxyType({})  # whatever else the header holds
+    # Whatever else the header holds; of a run `config`, what building and using its model takes of
+    # the settings, and `palette`, a color a class.
+    extra: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def described(self) -> str:
