@@ -286,6 +286,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
             assert np.isfinite(value).all(), name
 
 
+def test_a_loss_that_is_not_finite_right_after_a_resume_names_the_checkpoint(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    start = Checkpoints(tmp_path / "checkpoints").latest()
+    config = toy_config()
+    config.task.nan_at = start + 1
+    place = re.escape(f"{tmp_path}/checkpoints/{start}")
+    words = rf"right after going on from checkpoint {start}, which may be the cause: move '{place}'"
+    with pytest.raises(TrainingError, match=words):
+        fit(config, tmp_path)
+
+
 def test_a_loss_that_explodes_names_step_and_metric(tmp_path):
     config = toy_config()
     config.optimizer.lr = 1e30

@@ -251,3 +251,33 @@ def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
     write_arrays(path, {"x": np.ones(2)}, {"format": "pt"})
     with pytest.raises(WeightsError, match="no adapter file"):
         read_info(path)
+
+
+def test_any_flipped_bit_of_an_adapter_file_is_noticed(tmp_path, rng):
+    model, path = grafted(), tmp_path / "adapter.safetensors"
+    save_adapter(path, model, method={"name": "patchwise_scale", "hidden": 4})
+    whole, before = path.read_bytes(), flatten(split(model).trainable)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*rng.integers(0, header, 150), *rng.integers(header, len(whole), 50)]
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        with pytest.raises(WeightsError) as error:
+            load_adapter(model, path)
+        assert "\n" not in str(error.value)
+        assert "damaged" in str(error.value) or "is not what was written" in str(error.value)
+    for name, leaf in flatten(split(model).trainable).items():
+        np.testing.assert_array_equal(leaf, before[name])
+    path.write_bytes(whole)
+    load_adapter(model, path)
+
+
+def test_an_adapter_file_without_digests_loads(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "adapter.safetensors"
+    save_adapter(path, grafted())
+    arrays = {name: np.asarray(array) for name, array in read_arrays(path).items()}
+    save_file(arrays, path, read_header(path))
+    load_adapter(grafted(), path)

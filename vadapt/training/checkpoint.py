@@ -18,7 +18,8 @@ import numpy as np
 from vadapt.errors import ConfigError, VadaptError, WeightsError, nearest
 from vadapt.runtime.storage import cannot_write
 from vadapt.training.stored_tree import as_dict, read_tree
-from vadapt.weights.orbax_files import find_damage, one_line
+from vadapt.weights.digests import find_change
+from vadapt.weights.orbax_files import find_damage, one_line, sealing
 
 # orbax is imported inside the functions: it costs 0.2 s, which `import vadapt` should not pay.
 
@@ -209,7 +210,11 @@ class Checkpoints:
             preservation_policy=policy,
             cleanup_tmp_directories=True,  # what killed runs left half-written
         )
-        return ocp.CheckpointManager(self.directory, options=options)
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        tree, scores = sealing(ocp.PyTreeCheckpointHandler)(), sealing(ocp.JsonCheckpointHandler)()
+        handlers.add(_TREE, ocp.args.PyTreeSave, tree)
+        handlers.add(_METRICS, ocp.args.JsonSave, scores)
+        return ocp.CheckpointManager(self.directory, options=options, handler_registry=handlers)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -250,11 +255,15 @@ class Checkpoints:
         if step not in self._scores:
             from etils import epath
 
-            path = epath.Path(self.directory) / str(step) / _METRICS / "metadata"
-            try:
-                value = json.loads(path.read_text()).get(self.best_metric)
-            except (OSError, ValueError):  # no metrics, or damaged: it competes for nothing
-                value = None
+            folder = epath.Path(self.directory) / str(step) / _METRICS
+            value = None  # without metrics, or with damaged ones, it competes for nothing
+            with contextlib.suppress(OSError, ValueError):
+                changed = find_change(folder)
+                if changed:
+                    place = f"checkpoint {step} in {self.directory}"
+                    logger.warning("the scores of %s are damaged (%s)", place, changed)
+                else:
+                    value = json.loads((folder / "metadata").read_text()).get(self.best_metric)
             self._scores[step] = math.nan if value is None else float(value)
         return self._scores[step]
 

@@ -29,6 +29,8 @@ from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
 from vadapt.training.task import Model, Task
 
+_RIGHT_AFTER = 10  # steps after a resume, in which a loss that is not finite may come from it
+
 
 @dataclass(frozen=True)
 class Outcome(Generic[Model]):
@@ -149,7 +151,7 @@ def _loop(session: Session[Model], run: Run[Model], last: int) -> Outcome[Model]
     start = done = int(state.step)
     evaluations = Evaluations(config, checkpoints)
     step = _compile(session, run) if start < last else run.program.step
-    watch, seconds = Watch(checkpoints), 0.0
+    watch, seconds = Watch(checkpoints, start), 0.0
 
     def save() -> None:
         tree = {"state": state, "position": stream.position}
@@ -236,10 +238,14 @@ def _best(session: Session, run: Run, state: State, step: int | None) -> State:
 
 
 class Watch:
-    """The metrics of steps, some of which the devices are still at work on."""
+    """The metrics of steps, some of which the devices are still at work on.
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    Args:
+        start: the step that this session goes on from; 0 if it goes on from none.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, start: int = 0):
+        self._checkpoints, self._start = checkpoints, start
         self._pending: list[tuple[int, Any]] = []
         self._losses: list[float] = []
 
@@ -276,6 +282,14 @@ class Watch:
     def _advice(self, step: int, name: str, value: float) -> str:
         self._checkpoints.wait()
         good = self._checkpoints.latest()
+        if self._start and step <= self._start + _RIGHT_AFTER:
+            place = f"{self._checkpoints.directory}/{self._start}"
+            return (
+                f"{name} is {value} at step {step}, right after going on from checkpoint "
+                f"{self._start}, which may be the cause: move {place!r} away, and the same command "
+                "goes on from the one before it, or starts anew. If that ends here, too, lower "
+                "config.optimizer.lr in a new workdir."
+            )
         return (
             f"{name} is {value} at step {step}; the last good checkpoint is "
             f"{'none' if good is None else f'step {good}'}. Lower config.optimizer.lr, set "

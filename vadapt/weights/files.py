@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vadapt.errors import WeightsError
+from vadapt.weights.digests import of_array, take_digests, with_digests
 from vadapt.weights.orbax_files import one_line, read_orbax
 
 # Where training scripts put the weights inside the dictionary that they save.
@@ -28,11 +29,15 @@ FILE_NAMES = (
     "adapter.safetensors",
     "pytorch_model.bin",
 )
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
-    f"{sign}{bits}": f"{kind}{bits}"
-    for sign, kind in (("I", "int"), ("U", "uint"))
-    for bits in (8, 16, 32, 64)
-}
+_DTYPES = (
+    {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    | {
+        f"{sign}{bits}": f"{kind}{bits}"
+        for sign, kind in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    }
+    | {"BOOL": "bool"}
+)
 
 
 class Lazy:
@@ -98,8 +103,7 @@ def read_header(path: str | Path) -> dict[str, str]:
     """
     if not Path(path).is_file():
         raise WeightsError(f"no weight file at {str(path)!r}")
-    with _opened(Path(path)) as file:
-        return dict(file.metadata() or {})
+    return _contents(Path(path))[0]
 
 
 def write_arrays(
@@ -107,7 +111,8 @@ def write_arrays(
 ) -> None:
     """Writes a `.safetensors` file; the header is text to text.
 
-    The file appears whole or not at all (written beside its place, then renamed).
+    The file appears whole or not at all (written beside its place, then renamed). Its header also
+    gets digests of the arrays and of itself, by which readers find what changed on disk.
     """
     from safetensors.numpy import save
 
@@ -117,7 +122,7 @@ def write_arrays(
     # Not `ascontiguousarray`, which makes a vector of a single number.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     # Not `save_file`, which lets nobody but the owner read the file.
-    partial.write_bytes(save(contiguous, metadata=dict(header or {})))
+    partial.write_bytes(save(contiguous, metadata=with_digests(header or {}, contiguous)))
     partial.replace(path)
 
 
@@ -137,23 +142,37 @@ def _opened(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _contents(path: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, int]]:
+    """The header of a file, dtype and shape of each array by name, and the arrays' digests."""
     with _opened(path) as file:
+        header = dict(file.metadata() or {})
         heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        kinds = {name: (tuple(head.get_shape()), head.get_dtype()) for name, head in heads.items()}
-    unknown = {kind for _, kind in kinds.values()} - set(_DTYPES) - {"BOOL"}
+        found = {name: (head.get_dtype(), tuple(head.get_shape())) for name, head in heads.items()}
+    unknown = {kind for kind, _ in found.values()} - set(_DTYPES)
     if unknown:
         raise WeightsError(f"{str(path)!r} holds numbers of the types {sorted(unknown)}")
+    kinds = {name: (jnp.dtype(_DTYPES[kind]), shape) for name, (kind, shape) in found.items()}
+    try:
+        return header, kinds, take_digests(header, kinds)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    _, kinds, digests = _contents(path)
     return {
-        name: Lazy(shape, _DTYPES.get(kind, "bool"), functools.partial(_tensor, path, name))
-        for name, (shape, kind) in kinds.items()
+        name: Lazy(shape, kind, functools.partial(_tensor, path, name, digests.get(name)))
+        for name, (kind, shape) in kinds.items()
     }
 
 
-def _tensor(path: Path, name: str) -> np.ndarray:
+def _tensor(path: Path, name: str, digest: int | None) -> np.ndarray:
     # Opened anew for each: a file that stays mapped counts as memory, page by page.
     with _opened(path) as file:
-        return file.get_tensor(name)
+        array = file.get_tensor(name)
+    if digest is not None and of_array(array) != digest:
+        raise _damaged(path, ValueError(f"{name} is not what was written"))
+    return array
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from vadapt.errors import WeightsError
+from vadapt.weights.digests import find_change, write_digests
 
 # orbax and tensorstore are imported inside the functions: together they cost 0.2 s.
 
@@ -49,12 +50,16 @@ def find_damage(path: Any) -> str | None:
     """Reads a stored tree once, ahead of orbax, and says in one line what cannot be read.
 
     orbax finds the same damage, but then leaves coroutines behind that print pages of traceback.
-    Missing, cut and zeroed files are found; a flipped bit inside an array's data may not be, since
-    the format has checksums for its tables only.
+    Where digests lie beside the files (see `sealing`), every changed bit is found. Elsewhere
+    missing, cut and zeroed files are; a flipped bit inside an array's data may not be, since the
+    format has checksums for its tables only.
     """
     import tensorstore as ts
 
     try:
+        changed = find_change(path)
+        if changed != "":
+            return changed
         tables = [path / "_METADATA", path / "_sharding", *path.glob("array_metadatas/*")]
         for table in tables:
             if table.exists():
@@ -72,6 +77,23 @@ def find_damage(path: Any) -> str | None:
     except Exception as error:  # tensorstore raises many types
         return one_line(error)
     return None
+
+
+def sealing(handler: Any) -> Any:
+    """A class of orbax's that writes, as this handler does, and leaves digests of all its files.
+
+    They are taken by the first process, in the background, when all processes have written theirs
+    and before the checkpoint gets its name: there is none without them.
+    """
+
+    class Sealing(handler):
+        def finalize(self, directory: Any) -> None:
+            finish = getattr(super(), "finalize", None)
+            if finish is not None:
+                finish(directory)
+            write_digests(directory)
+
+    return Sealing
 
 
 def one_line(error: Exception) -> str:
