@@ -51,6 +51,11 @@ class System(nnx.Module):
         """Pixels of the image from one place to the next, in each of the backbone's maps."""
         return tuple(models.strides(self.backbone, self.layers))
 
+    @property
+    def multiple(self) -> int:
+        """Pixels that an image's sides are a multiple of where no part of it may be left out."""
+        return max(self.strides)
+
     def features(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Features:
         """The backbone's maps, and what adapters give besides.
 

@@ -166,6 +166,23 @@ def test_sources_and_classes_that_are_not_there_are_said(tmp_path):
         linear_dinov2.get_config("tiny")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"eval": {"crop": (60, 64)}}, r"config\.eval\.crop is \(60, 64\).* give \(56, 64\) or"),
+        ({"data": {"image_size": (64, 60)}}, r"config\.data\.image_size is .* or \(64, 64\)"),
+    ],
+)
+def test_sizes_that_a_backbone_would_stretch_are_refused_before_anything_runs(setting, message):
+    config = scenes()
+    for section, changes in setting.items():
+        config[section].update(changes)
+    with pytest.raises(ConfigError, match=message):
+        SegmentationTask(config).build()
+    with pytest.raises(ConfigError, match=message):  # to plan, too
+        nnx.eval_shape(lambda: SegmentationTask(config).build(pretrained=False))
+
+
 def small(module, arg="scenes"):
     """A config's version on scenes with few of them."""
     config = module.get_config(arg)

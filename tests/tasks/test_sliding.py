@@ -1,17 +1,26 @@
 """Inference in windows, at scales, mirrored: what is averaged, and that one shape compiles once."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vadapt import sharding
+from vadapt.backbones.convnext import ConvNeXt
+from vadapt.backbones.resnet import ResNet
+from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.vig import ViG
+from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
 from vadapt.nn.resize import resize_bilinear
+from vadapt.system import System
 from vadapt.tasks.inputs import blank_padding
-from vadapt.tasks.sliding import Inference, slide, window_starts
+from vadapt.tasks.sliding import Inference, check_windows, slide, window_starts
 
 
 def placed(images):
@@ -99,7 +108,7 @@ def test_scales_are_averaged_at_the_images_size(rng):
 
     images = jnp.asarray(rng.normal(size=(1, 20, 30, 2)), jnp.float32)
     found = Inference(scales=(0.5, 1.0, 1.75), multiple=4)(score, images, (10, 10))
-    assert sizes == [(8, 16), (20, 32), (36, 52)]
+    assert sizes == [(12, 16), (20, 32), (36, 52)]
     assert found.shape == (1, 10, 10, 2)
     flat = Inference(scales=(0.5, 1.5))(score, jnp.ones((1, 8, 8, 1)), (8, 8))
     np.testing.assert_allclose(flat, 1.0, rtol=1e-6)
@@ -119,23 +128,91 @@ def test_padding_becomes_zero_after_normalisation():
 
 
 @pytest.mark.parametrize(
-    "options", [{"crop": (0, 4)}, {"scales": ()}, {"scales": (0,)}, {"windows": 0}]
+    ("options", "why"),
+    [
+        ({"crop": (0, 4)}, r"eval\.crop is \(0, 4\); give \(height, width\)"),
+        ({"crop": (4, 4), "stride": (0, 4)}, r"eval\.stride is \(0, 4\); give"),
+        ({"crop": (4, 4), "stride": (4, 5)}, "give a stride of at most the crop"),
+        ({"stride": (4, 4)}, r"without a crop; give config\.eval\.crop"),
+        ({"scales": ()}, r"eval\.scales is \(\); give one factor"),
+        ({"scales": (0,)}, r"eval\.scales is \(0,\); give"),
+        ({"scales": (1.0, math.nan)}, r"eval\.scales is .*nan\); give"),
+        ({"scales": (math.inf,)}, r"eval\.scales is \(inf,\); give"),
+        ({"windows": 0}, r"eval\.windows is 0; at least 1"),
+        ({"multiple": 0}, "multiple is 0"),
+        ({"crop": (20, 32), "multiple": 8}, r"give \(16, 32\) or \(24, 32\)"),
+        ({"crop": (5, 8), "multiple": 8}, r"give \(8, 8\) or \(8, 8\)"),
+    ],
 )
-def test_impossible_options_are_errors(options):
-    with pytest.raises(ConfigError):
+def test_impossible_options_are_errors(options, why):
+    with pytest.raises(ConfigError, match=why):
         Inference(**options)
 
 
-def test_models_see_multiples_of_their_patches_only():
+def test_windows_that_leave_pixels_out_are_refused():
+    with pytest.raises(ConfigError, match=r"eval\.crop is \(4,\); give \(height, width\)"):
+        check_windows((4,), None, 1)
+    with pytest.raises(ConfigError, match="at most the crop"):
+        slide(placed, jnp.zeros((1, 20, 20, 1)), (4, 4), (5, 4))
+
+
+BACKBONES = {
+    "vit": lambda rngs: vit("micro", depth=1, patch_size=8, image_size=32, rngs=rngs),
+    "sam": lambda rngs: SAMEncoder(
+        width=8,
+        depth=1,
+        num_heads=2,
+        patch_size=8,
+        image_size=32,
+        global_blocks=(0,),
+        neck=None,
+        rngs=rngs,
+    ),
+    "convnext": lambda rngs: ConvNeXt(
+        depths=(1, 1), widths=(4, 8), layer_scale=1.0, normed=(1,), rngs=rngs
+    ),
+    "resnet": lambda rngs: ResNet(18, base_width=4, rngs=rngs),
+    "vig": lambda rngs: ViG(
+        widths=(8, 8), depths=(1, 1), k=2, reductions=(1, 1), image_size=32, rngs=rngs
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_backbone_leaves_out_or_stretches_the_edge_of_an_image(name, rng):
+    backbone = BACKBONES[name](nnx.Rngs(0))
+    layer = len(backbone.strides) - 1 if hasattr(backbone, "strides") else 0
+    model = System(backbone, None, layers=(layer,))
+    grid = []
+
+    def score(images):
+        maps = model.features(images).maps[-1]
+        grid.append((images.shape[1:3], maps.shape[1:3]))
+        return resize_bilinear(maps, images.shape[1:3])
+
+    inference = Inference(multiple=model.multiple)
+    image = jnp.asarray(rng.normal(size=(1, 32, 31, 3)), jnp.float32)
+
+    def at_edge(image):
+        return (inference(score, image, (32, 31))[:, :, -4:] ** 2).sum()
+
+    moved = jax.jit(jax.grad(at_edge))(image)
+    assert (np.abs(moved[0, :, -1]).max(-1) > 0).any()  # the last column counts
+    for seen, places in grid:
+        assert seen == tuple(side * model.multiple for side in places)
+
+
+def test_models_see_multiples_of_their_patches_only(rng):
     seen = []
 
     def score(images):
         seen.append(images.shape[1:3])
         return images
 
-    images = jnp.zeros((1, 50, 23, 2))
-    assert Inference(multiple=8)(score, images, (50, 23)).shape == images.shape
-    assert seen == [(48, 24)]
+    images = jnp.asarray(rng.normal(size=(1, 50, 23, 2)), jnp.float32)
+    # Nothing is stretched: every pixel keeps its place, and what was added is gone.
+    np.testing.assert_array_equal(Inference(multiple=8)(score, images, (50, 23)), images)
+    assert seen == [(56, 24)]
     seen.clear()
     Inference((32, 32), (16, 16), multiple=8)(score, images, (50, 23))
     assert set(seen) == {(32, 24)}

@@ -29,7 +29,7 @@ from vadapt.nn.trunk import Features
 from vadapt.system import System
 from vadapt.tasks import frozen_features, labelled
 from vadapt.tasks.settings import SEGMENTATION_FIELDS
-from vadapt.tasks.sliding import Inference
+from vadapt.tasks.sliding import Inference, check_multiple
 from vadapt.training.task import Prediction
 
 
@@ -92,17 +92,24 @@ class SegmentationTask:
 
         Args:
             pretrained: False leaves every weight at random and reads no file.
+
+        Raises:
+            ConfigError: the backbone would leave out, or stretch, parts of images of
+                `config.data.image_size`, or of windows of `config.eval.crop`.
         """
         # Without data, to plan, a number of classes that is often met: ADE20K's.
         number = len(self.classes) if pretrained else self.config.data.num_classes or 150
         head = functools.partial(segmentation_head, num_classes=number)
-        return system.build(
+        model = system.build(
             self.config,
             system.with_head(self.config, head),
             options=self.backbone_options,
             known={"num_classes": number},
             pretrained=pretrained,
         )
+        check_multiple("config.eval.crop", self.inference.crop, model.multiple)
+        check_multiple("config.data.image_size", tuple(self.config.data.image_size), model.multiple)
+        return model
 
     def stream(self) -> Stream:
         """Training batches: {"image": uint8 [b, h, w, c], "mask": uint8 [b, h, w], "size"}.
@@ -248,8 +255,7 @@ class SegmentationTask:
 
     def _scores(self, model: System, images: Array, size: tuple[int, int]) -> Array:
         pixels = labelled.normalise(self.config.data, images)
-        multiple = getattr(model.backbone, "patch_size", 1)
-        inference = dataclasses.replace(self.inference, multiple=multiple)
+        inference = dataclasses.replace(self.inference, multiple=model.multiple)
         return inference(functools.partial(pixel_scores, model), pixels, size)
 
     @functools.cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -48,6 +49,7 @@ def slide(
 
     Source: arXiv:2312.04265 and its code, crop 512 and stride 341 at 512 pixels.
     """
+    check_windows(crop, stride, windows)
     b, h, w, c = images.shape
     height, width = min(crop[0], h), min(crop[1], w)
     tops, lefts = window_starts(h, height, stride[0]), window_starts(w, width, stride[1])
@@ -93,8 +95,14 @@ class Inference:
         windows: see `slide`.
         scales: of the image, whose scores are averaged; each is resized back to the image's size.
         flip: averages with what the mirrored image gives, mirrored back.
-        multiple: sides that the model sees whole, of images or of windows that are smaller than
-            the crop, are resized to multiples of it (the patch size).
+        multiple: what the model sees is padded to multiples of it (the patch size, the stride of
+            its coarsest map) at the right and below, and the padding's scores are cut off: a model
+            would leave out, or stretch, what does not fill a step. Zero, the mean of normalised
+            images, is what is padded with.
+
+    Raises:
+        ConfigError: settings that cannot work, see `check_windows`; scales that are not above 0; a
+            crop that is no multiple, see `check_multiple`.
 
     >>> pixels = jnp.arange(2.0 * 5 * 6).reshape(1, 5, 6, 2)
     >>> scores = Inference((4, 4), (2, 3), flip=True)(lambda images: 2 * images, pixels, (5, 6))
@@ -110,9 +118,15 @@ class Inference:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        sides = (*(self.crop or ()), *(self.stride or ()), self.windows, self.multiple)
-        if min(sides) < 1 or not self.scales or min(self.scales) <= 0:
-            raise ConfigError(f"{self}: sides and counts are at least 1, scales above 0")
+        check_windows(self.crop, self.stride, self.windows)
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ConfigError(
+                f"config.eval.scales is {self.scales}; give one factor or more, all above 0, as "
+                "(0.5, 1.0); (1.0,) is the image as it is"
+            )
+        if self.multiple < 1:
+            raise ConfigError(f"multiple is {self.multiple}; it is 1 or more")
+        check_multiple("config.eval.crop", self.crop, self.multiple)
 
     def __call__(
         self, score: Score, images: Float[Array, "b h w c"], size: tuple[int, int]
@@ -130,29 +144,66 @@ class Inference:
         return resize_bilinear(mean, size)
 
     def _at_scale(self, score: Score, images: Array, scale: float | int) -> Array:
-        crops = self.crop or (np.inf, np.inf)
-        height, width = (
-            self._side(side, scale, crop)
-            for side, crop in zip(images.shape[1:3], crops, strict=True)
-        )
+        height, width = (max(round(side * scale), 1) for side in images.shape[1:3])
         images = resize_bilinear(images, (height, width)).astype(images.dtype)
         scores = self._scores(score, images)
         if self.flip:
             scores = (scores + self._scores(score, images[:, :, ::-1])[:, :, ::-1]) / 2
         return scores
 
-    def _side(self, side: int, scale: float, crop: float) -> int:
-        """A scaled side; a multiple where the model sees all of it."""
-        scaled = round(side * scale)
-        if scaled >= crop:
-            return scaled
-        return max(round(side * scale / self.multiple), 1) * self.multiple
-
     def _scores(self, score: Score, images: Array) -> Array:
+        def padded(images: Array) -> Array:
+            height, width = images.shape[1:3]
+            below, right = (-side % self.multiple for side in (height, width))
+            images = jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)))
+            return score(images)[:, :height, :width]
+
         if self.crop is None:
-            return score(images).astype(jnp.float32)
+            return padded(images).astype(jnp.float32)
         down, right = self.stride or (round(self.crop[0] * 2 / 3), round(self.crop[1] * 2 / 3))
-        return slide(score, images, self.crop, (down, right), windows=self.windows)
+        return slide(padded, images, self.crop, (down, right), windows=self.windows)
+
+
+def check_windows(
+    crop: tuple[int, ...] | None, stride: tuple[int, ...] | None, windows: int
+) -> None:
+    """Refuse windows that cannot be, or leave pixels out.
+
+    Raises:
+        ConfigError: tells the setting of `config.eval` and what it may be.
+    """
+    for name, sides in (("crop", crop), ("stride", stride)):
+        if sides is not None and (len(sides) != 2 or min(sides) < 1):
+            raise ConfigError(
+                f"config.eval.{name} is {sides}; give (height, width) in pixels, both 1 or more"
+            )
+    if stride and not crop:
+        raise ConfigError(
+            f"config.eval.stride is {stride} without a crop; give config.eval.crop, the size of "
+            "the windows, or leave the stride out"
+        )
+    if stride and crop and any(step > side for step, side in zip(stride, crop, strict=True)):
+        raise ConfigError(
+            f"config.eval.stride is {stride} and the crop {crop}: pixels between windows would be "
+            "in none; give a stride of at most the crop"
+        )
+    if windows < 1:
+        raise ConfigError(f"config.eval.windows is {windows}; at least 1 is scored at a time")
+
+
+def check_multiple(name: str, size: tuple[int, ...] | None, multiple: int) -> None:
+    """Refuse a size, set by `name`, that the model would have to be padded for at every window.
+
+    Raises:
+        ConfigError: a side is no multiple; names the next ones.
+    """
+    if size is None or not any(side % multiple for side in size):
+        return
+    less = tuple(max(side // multiple, 1) * multiple for side in size)
+    more = tuple(-(-side // multiple) * multiple for side in size)
+    raise ConfigError(
+        f"{name} is {size}; the model sees steps of {multiple} pixels: give {less} or {more}"
+    )
 
 
 def _coverage(size: int, starts: list[int], crop: int) -> np.ndarray:
