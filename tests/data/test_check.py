@@ -61,6 +61,21 @@ def test_problems_are_listed_and_stop_nothing(root, capsys):
     assert sheet.is_file()
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_masks_of_0_and_255_alone_are_asked_about(tmp_path, capsys, said):
+    for folder, high in (("images", 200), ("masks", 255)):
+        (tmp_path / folder).mkdir()
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[2:6] = high
+        Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    text = "classes: [background, object]\n" + "remap: {0: 0, 255: 1}\n" * (not said)
+    (tmp_path / "dataset.yaml").write_text(text)
+    assert check.main([str(tmp_path)]) == 0  # as it asks for, the answer is understood
+    printed = capsys.readouterr().out
+    assert ("is it the foreground? Then write `classes: [background, NAME]`" in printed) == said
+    assert ("no pixel of: object" in printed) == said
+
+
 def test_a_wrong_root_is_one_message(tmp_path, capsys):
     assert check.main([str(tmp_path)]) == 1
     assert "DataError: no images" in capsys.readouterr().err

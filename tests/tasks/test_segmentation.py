@@ -1,5 +1,6 @@
 """Segmentation: a user's folder trained on and predicted, the step, and exact testing."""
 
+import contextlib
 import functools
 
 import jax
@@ -136,6 +137,23 @@ def test_testing_counts_every_element_once_whatever_fills_batches_up():
     scores = task.evaluate(model)
     assert scores["other/miou"] == pytest.approx(100 * mean_iou(whole), abs=1e-3)
     assert set(scores) >= {"clean/miou", "mean/miou", "mean/aacc"}
+
+
+def test_a_class_that_is_never_seen_is_named_once(tmp_path, caplog):
+    write_folder(tmp_path)
+    path = tmp_path / "dataset.yaml"
+    path.write_text(path.read_text().replace("]", ", unicorn]"))
+    config = folder_config(tmp_path)
+    task = SegmentationTask(config)
+    with contextlib.closing(task.stream()) as stream:
+        for _ in range(len(task.source) // config.batch_size):
+            next(stream)
+    model = task.build()
+    for _ in range(2):
+        task.evaluate(model)
+    said = [text for text in caplog.messages if "nothing is labelled as" in text]
+    assert [text.partition(":")[0] for text in said] == ["test set 'val'", "training crops"]
+    assert all("unicorn" in text for text in said)
 
 
 def test_padding_is_exactly_zero_to_the_model():

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from vadapt.data.label_maps import IGNORE
-from vadapt.data.layouts import LAYOUTS
+from vadapt.data.layouts import LAYOUTS, YAML
 from vadapt.data.progress import progress_bar
 from vadapt.data.resampling import resize_nearest
 from vadapt.data.segmentation import Segmentation
@@ -122,6 +122,11 @@ def report(source: Segmentation, summary: Summary) -> None:
     missing = [_name(source, label) for label in known if not summary.pixels[label]]
     if missing:
         lines.append(f"no pixel of: {', '.join(missing)}")
+    if labels == [0] and summary.pixels[IGNORE] and source.layout.remap is None:
+        lines.append(
+            "the masks hold 0 and 255 alone, and 255 is ignored: is it the foreground? Then write "
+            f"`classes: [background, NAME]` and `remap: {{0: 0, 255: 1}}` in {YAML}"
+        )
     if summary.problems:
         lines.append(f"{len(summary.problems):,} problems:")
         lines += [f"  {text}" for text in list(summary.problems.values())[:_SHOWN_PROBLEMS]]

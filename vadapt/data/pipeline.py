@@ -261,7 +261,14 @@ def evaluation_batches(data: Any, feed: Feed, source: Source, batch_size: int) -
 
     Elements that cannot be read count for nothing and are named in the log, up to a share of
     `data.max_corrupt`. With `feed.by_size` they are grouped by the sizes of their pixels.
+
+    Raises:
+        ConfigError: a batch of no image.
     """
+    if batch_size < 1:
+        raise ConfigError(
+            f"config.eval.batch is {batch_size}; at least 1 image is scored at a time"
+        )
     process = _process()
     if feed.by_size:
         mine = range(process["process_index"], len(source), process["process_count"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from vadapt import system
 from vadapt.data import pipeline
 from vadapt.data.progress import with_progress
+from vadapt.data.seen import LabelCounts, Unseen
 from vadapt.data.stream import Stream
 from vadapt.data.transforms import apply_all
 from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
@@ -98,6 +100,7 @@ class MultilabelTask:
     def stream(self) -> Stream:
         """Training batches: {"image": uint8 [b, h, w, c], "labels": int8 [b, l]}."""
         feed = image_labels.training_feed(self.config.data)
+        feed = dataclasses.replace(feed, transforms=[*feed.transforms, self._learned])
         return pipeline.training_stream(self.config, feed, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -130,13 +133,29 @@ class MultilabelTask:
     def evaluate(self, model: System, on: str = "test") -> dict[str, float]:
         """The scores of every test set in percent, "val/mAP" and so on: see `scores_of`.
 
-        "validation" takes the sets of `config.validation` if there are any.
+        "validation" takes the sets of `config.validation` if there are any. A label that is in none
+        of a set's images, or in none of a whole pass over the training data, is named in the log.
         """
         scores = {}
         for name, data in pipeline.evaluation_sets(self.config, on).items():
             answers = self.answers(model, data, f"testing on {name}")
             scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
+            self._tell(f"test set {name!r}", (answers.rows()[1] > 0).sum(axis=0))
+        if self._learned.records and self._learned.records >= len(self.source):
+            self._tell("training images", self._learned.totals)
         return scores
+
+    @functools.cached_property
+    def _learned(self) -> LabelCounts:
+        return LabelCounts("labels", len(self.classes))
+
+    @functools.cached_property
+    def _unseen(self) -> Unseen:
+        return Unseen()
+
+    def _tell(self, where: str, totals: np.ndarray) -> None:
+        if jax.process_index() == 0:
+            self._unseen.tell(where, self.classes, totals)
 
     def answers(self, model: System, data: Any, title: str = "testing") -> Answers:
         """Logits and labels of all images of a test set."""

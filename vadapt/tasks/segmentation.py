@@ -19,6 +19,7 @@ from vadapt import system
 from vadapt.data import pipeline
 from vadapt.data.label_maps import class_colours
 from vadapt.data.progress import with_progress
+from vadapt.data.seen import LabelCounts, Unseen
 from vadapt.data.segmentation_transforms import ResizeToFit
 from vadapt.data.stream import Stream
 from vadapt.drawing import colour_mask, contact_sheet, overlay, to_rgb
@@ -119,6 +120,7 @@ class SegmentationTask:
         if self.config.data.get("cache", ""):
             return frozen_features.training_stream(self)
         feed = labelled.training_feed(self.config.data)
+        feed = dataclasses.replace(feed, transforms=[*feed.transforms, self._learned])
         return pipeline.training_stream(self.config, feed, self.source)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -151,7 +153,8 @@ class SegmentationTask:
         """mIoU, mean class accuracy and pixel accuracy of every test set, in percent.
 
         And the IoU of every class that is there, as "val/iou/road". "validation" takes the sets of
-        `config.validation` if there are any.
+        `config.validation` if there are any. A class that is in none of a set's images, or in no
+        crop of a whole pass over the training data, is named in the log.
         """
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
@@ -169,6 +172,9 @@ class SegmentationTask:
                 .reshape(-1, *matrix.low.shape)
                 .sum(axis=0)
             )
+            self._tell(f"test set {name!r}", matrices[name].sum(axis=1))
+        if self._learned.records and self._learned.records >= len(self.source):
+            self._tell("training crops", self._learned.totals)
         classes = {
             f"{name}/iou/{label}": 100 * float(iou)
             for name, matrix in matrices.items()
@@ -176,6 +182,18 @@ class SegmentationTask:
             if not np.isnan(iou)
         }
         return domain_scores(matrices) | classes
+
+    @functools.cached_property
+    def _learned(self) -> LabelCounts:
+        return LabelCounts("mask", len(self.classes))
+
+    @functools.cached_property
+    def _unseen(self) -> Unseen:
+        return Unseen()
+
+    def _tell(self, where: str, totals: np.ndarray) -> None:
+        if jax.process_index() == 0:
+            self._unseen.tell(where, self.classes, totals)
 
     def export(self, model: System) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""
