@@ -58,6 +58,14 @@ def model_card(info: AdapterInfo, repository: str) -> str:
         ("vadapt", info.version),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    run = f"""
+Or, to use it as its run did:
+
+```python
+run = vadapt.load_run("{PREFIX}{repository}", weights=...)
+run.features("photo.jpg")
+```
+"""
     return f"""---
 library_name: vadapt
 tags: [vadapt, adapter]
@@ -76,4 +84,4 @@ import vadapt
 backbone = {create}  # with the pretrained weights that it was trained on
 model = vadapt.adapt_from(backbone, "{PREFIX}{repository}")
 ```
-"""
+{run if "config" in info.extra else ""}"""
