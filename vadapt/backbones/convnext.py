@@ -122,6 +122,7 @@ class ConvNeXt(Staged):
                 f"{tuple(normed)} do not fit together"
             )
         self.widths, self.stem_width = tuple(widths), widths[0]
+        self.in_channels = in_channels
         self.strides = tuple(4 * 2**i for i in range(number))
         inputs = (in_channels, *widths)
         self.downsamples = nnx.List(

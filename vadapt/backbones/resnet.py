@@ -121,6 +121,7 @@ class ResNet(Staged):
         bottleneck = depth >= 50
         width = base_width * (EXPANSION if bottleneck else 1)
         self.widths = tuple(width * 2**i for i in range(len(numbers)))
+        self.in_channels = in_channels
         self.strides = tuple(4 * math.prod(strides[: i + 1]) for i in range(len(numbers)))
         self.stem_width = stem_width or base_width
         self.stem = nnx.List(_stem(in_channels, self.stem_width, deep_stem, rngs))

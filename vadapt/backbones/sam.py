@@ -21,6 +21,7 @@ from vadapt.backbones.vit import PatchEmbed, as_pair
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.blocks import Block
 from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.images import check_images
 from vadapt.nn.linear import xavier_linear
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import resize_relative, resize_table
@@ -204,6 +205,7 @@ class SAMEncoder(Trunk):
         if width % num_heads:
             raise ConfigError(f"width {width} is not divisible by num_heads {num_heads}")
         self.width, self.patch_size = width, patch_size
+        self.in_channels = in_channels
         self.grid = _grid(image_size, patch_size)
         self.position_resize = position_resize
         self.patch_embed = PatchEmbed(width, patch_size, in_channels, rngs=rngs)
@@ -227,6 +229,7 @@ class SAMEncoder(Trunk):
 
     def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
         """Patches with positions."""
+        check_images(images, self.in_channels)
         x = self.patch_embed(images)
         if self.pos_embed is None:
             return x

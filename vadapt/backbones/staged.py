@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError
 from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.images import check_images
 from vadapt.nn.tokens import Tokens
 from vadapt.nn.trunk import Passed, Trunk, run_blocks
 
@@ -58,6 +59,7 @@ class Staged(Trunk):
     ) -> Passed:
         if self.plan is not None:
             raise ConfigError(f"{type(self).__name__} has stages, which run in their order alone")
+        check_images(images, self.in_channels)
         keys = split_key(key, sum(map(len, self.stages)))
         passed = Passed(Tokens(images), {}, self.begin(images))
         seen, first = {}, 0

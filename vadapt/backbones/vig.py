@@ -201,6 +201,7 @@ class ViG(Staged):
         if relative not in (None, *RELATIVE):
             raise ConfigError(f"unknown relative {relative!r}; {nearest(str(relative), RELATIVE)}")
         self.widths, self.stem_width = tuple(widths), widths[0]
+        self.in_channels = in_channels
         self.strides = tuple(stem_stride * 2**i for i in range(len(widths)))
         sides = (image_size,) * 2 if isinstance(image_size, int) else image_size
         grids = [(-(-sides[0] // stride), -(-sides[1] // stride)) for stride in self.strides]

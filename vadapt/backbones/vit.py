@@ -17,6 +17,7 @@ from vadapt.nn.attention import Attention, RelativeBias
 from vadapt.nn.blocks import Block
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.hooks import Hook, Kept
+from vadapt.nn.images import check_images
 from vadapt.nn.linear import uniform
 from vadapt.nn.norms import LayerNorm
 from vadapt.nn.positions import Rotation, resize_table, rotary_angles, sincos_table
@@ -159,6 +160,7 @@ class ViT(Trunk):
         if width % num_heads:
             raise ConfigError(f"width {width} is not divisible by num_heads {num_heads}")
         self.width, self.patch_size, self.num_heads = width, patch_size, num_heads
+        self.in_channels = in_channels
         height_px, width_px = as_pair(image_size)
         self.grid = (height_px // patch_size, width_px // patch_size)
         self.position_resize = position_resize
@@ -312,6 +314,7 @@ class ViT(Trunk):
             images, keep_ids, key: see `__call__`.
             hooks: that act besides the model's own.
         """
+        check_images(images, self.in_channels)
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         tokens = self.embed(images, keep_ids)
         end = max(taps) + 1 if taps and self.plan is None else len(self.blocks)

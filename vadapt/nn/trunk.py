@@ -239,6 +239,7 @@ class Trunk(nnx.Module):
     plan: Any = None  # see `run_blocks`
     counts: str = "blocks"  # what numbers given to `features` count
     num_extra: int = 0  # tokens before the patches
+    in_channels: int = 3  # of images
 
     @property
     def depth(self) -> int:
