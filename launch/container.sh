@@ -3,8 +3,8 @@
 #
 #     launch/container.sh CONFIG WORKDIR [--config.NAME=VALUE...]
 #
-# A run that a signal stopped ends well, and Kubernetes would take it for finished. Here it fails,
-# with code 75 (try again), so that the JobSet starts it anew and it goes on.
+# A run that a signal stopped (143) fails here with code 75 (try again), as one does that ends well
+# without a result, so that the JobSet starts it anew and it goes on.
 set -euo pipefail
 
 if [[ $# -lt 2 || $1 == -* || $2 == -* ]]; then
@@ -18,9 +18,11 @@ trap 'kill -s TERM "$run"' TERM
 while kill -0 "$run" 2>/dev/null; do
     wait "$run" || true # a signal ends the waiting, not the run, which saves first
 done
-wait "$run"
+code=0
+wait "$run" || code=$?
 
-if [[ ! -e $2/result.json ]]; then
+if [[ $code == 143 || ($code == 0 && ! -e $2/result.json) ]]; then
     echo "launch/container.sh: stopped before the end; start it again to go on" >&2
     exit 75
 fi
+exit "$code"

@@ -31,8 +31,7 @@ srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --
     bash -c 'JAX_PROCESS_ID=$SLURM_PROCID exec "$@"' vadapt \
     python -m vadapt.main --config="$1" --workdir="$2" "${@:3}" || code=$?
 
-# A run that a signal stopped ends well too, but without its result; 143 is one stopped before its
-# first step.
+# 143 is a run that a signal stopped; a command that ends well without a result is started again, too.
 if [[ $code == 143 || ($code == 0 && ! -e $2/result.json) ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

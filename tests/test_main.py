@@ -72,19 +72,28 @@ def test_tuples_may_have_any_length_and_the_settings_are_printed():
     assert settings["trainable"] == "'(biases,head)'"
 
 
+def test_a_test_set_of_any_name_can_be_added():
+    recipe = "--config=configs/linear_dinov2.py:scenes"
+    said, _ = finish(spawn(recipe, "--config.test.night.scene_seed=7", "--print_config"))
+    assert "--config.test.night.scene_seed=7\n" in said
+    _, errors = finish(spawn(recipe, "--config.tset.night.scene_seed=7", "--print_config"), code=1)
+    assert "unknown setting config.tset.night.scene_seed" in errors
+
+
 def test_missing_workdir_is_named():
     _, errors = finish(spawn(SCENES), code=1)
     assert "ConfigError: --workdir missing" in errors
 
 
-def test_a_run_stopped_by_sigterm_exits_cleanly_and_keeps_its_workdir(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_so_by_its_exit_code_and_keeps_its_workdir(tmp_path, number, code):
     file = tmp_path / "metrics.jsonl"
     command = (*TINY, "--config.total_steps=100000", f"--workdir={tmp_path}")
     process = spawn(*command)
     while process.poll() is None and not (file.exists() and file.read_text().count("\n") > 2):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said, errors = finish(process)
+    process.send_signal(number)
+    said, errors = finish(process, code=code)
     assert errors == ""
     assert re.search(r"stopped by a signal after step \d+, saved; the same command goes on", said)
     assert not (tmp_path / "result.json").exists()

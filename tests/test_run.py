@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,15 @@ import pytest
 from PIL import Image
 
 import vadapt
-from configs import pad_msip
+from configs import linear_dinov2, pad_msip
 from tests import compiled
 from tests.training.toy import full_disk
 from vadapt import run
 from vadapt.backbones.vit import ViT
+from vadapt.command_line import change
+from vadapt.data.pipeline import data_sets
 from vadapt.errors import ConfigError, DataError, TrainingError
+from vadapt.runtime.lock import locked
 from vadapt.tasks import make_task
 from vadapt.training import checkpoint
 from vadapt.training.checkpoint import Checkpoints
@@ -147,7 +151,7 @@ def test_a_full_disk_at_the_end_leaves_the_former_adapter(finished, tmp_path):
 
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match=r"cannot write .*file/run/config\.json': Not a dir"):
+    with pytest.raises(TrainingError, match=r"cannot write .*file/run/lock': Not a dir"):
         run.run(tiny(), tmp_path / "file" / "run")
 
 
@@ -192,6 +196,58 @@ def test_a_workdir_in_which_nothing_was_trained_takes_new_settings(tmp_path):
     run.claim(tiny(seed=1), tmp_path, begun=False)
     run.claim(tiny(seed=2), tmp_path, begun=False)
     assert read(tmp_path, "config.json")["seed"] == 2
+
+
+def test_a_finished_run_goes_on_for_longer_and_says_so(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    result = run.run(tiny(total_steps=8, eval__probe_scenes=0), tmp_path, devices=one())
+    assert result["steps"] == 8
+    log = (tmp_path / "log.txt").read_text()
+    assert "the run was begun for 6 steps and now goes on to 8: from here on rates follow" in log
+    assert "going on from step 6" in log
+    assert read(tmp_path, "result_6.json") == finished[1]
+    assert read(tmp_path, "config.json")["total_steps"] == 8
+    with pytest.raises(ConfigError, match=r"config\.total_steps: 8 there, 6 now"):
+        run.run(tiny(), tmp_path, devices=one())
+
+
+def test_evaluation_writes_elsewhere_if_asked_to_and_nothing_in_the_workdir(finished, tmp_path):
+    workdir, result = finished
+    with locked(workdir):  # as by one that is training there
+        before = {path: path.stat().st_mtime_ns for path in [workdir, *workdir.rglob("*")]}
+        scores = run.run(tiny(), workdir, mode="evaluate", out=tmp_path / "out", devices=one())
+        assert {path: path.stat().st_mtime_ns for path in [workdir, *workdir.rglob("*")]} == before
+    assert scores == read(tmp_path / "out", "evaluation.json") == result
+    assert (tmp_path / "out" / "pictures").is_dir()
+    with pytest.raises(ConfigError, match=r"--out=.* goes with --mode=evaluate"):
+        run.run(tiny(), workdir, out=tmp_path / "out")
+
+
+def test_another_test_set_is_free_where_nothing_trained_by_it(tmp_path):
+    config = linear_dinov2.get_config("scenes")
+    run.claim(config, tmp_path, begun=True)
+    other = config.copy_and_resolve_references()
+    change(other, {"test.night.scene_seed": "7"}, [])
+    assert data_sets(other, "test")["night"].scene_seed == 7
+    run.claim(other, tmp_path, begun=True)
+    run.claim(config, tmp_path, begun=True)
+    for each in (config, other):
+        each.eval.every, each.eval.best = 5, "mean/miou"
+    run.claim(config, tmp_path / "best", begun=True)
+    with pytest.raises(ConfigError, match=r"config\.test\.night\.scene_seed: 'absent' there"):
+        run.claim(other, tmp_path / "best", begun=True)
+    run.check_same(other, tmp_path / "best", free=(*run.FREE, "test."))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text('{"seed": 0')])
+def test_lost_files_beside_checkpoints_cost_a_line(finished, tmp_path, caplog, damage):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    for name in ("config.json", "result.json", "metrics.jsonl"):
+        damage(tmp_path / name)
+    run.run(tiny(eval__probe_scenes=0), tmp_path, devices=one())
+    assert "config.json is missing or damaged: nothing tells whether" in caplog.text
+    assert read(tmp_path, "config.json")["batch_size"] == 16
+    assert read(tmp_path)["steps"] == 6
 
 
 def test_eight_devices_learn_what_one_does(finished, tmp_path):

@@ -27,6 +27,8 @@ PRINT = flags.DEFINE_boolean(
 # Settings of two numbers, by their last name; any other tuple may have any length.
 PAIRS = ("image_size", "crop_area", "crop", "stride")
 EMPTY_OR_PAIR = ("eval.crop", "eval.stride")
+# Sections of data sets by name, each of which says where it differs from config.data.
+_DATA_SET = r"(train|validation|test|streams)\.\w+"
 
 
 def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
@@ -134,7 +136,8 @@ def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Arguments apart from options that the recipe does not list, of what it chooses by name.
 
     A section that has a `name` takes any option of what goes by that name, which checks it;
-    `data` those of a source of one's own, named by its place.
+    `data` those of a source of one's own, named by its place. A data set of any name can be added,
+    as in `--config.test.night.path=DIR`.
     """
     name = _config_name(argv)
     if not name:
@@ -145,11 +148,12 @@ def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     for argument in argv:
         option = re.match(r"--config\.((?:\w+\.)*\w+)\.(\w+)=(.*)", argument)
         section = _section(config, option[1]) if option else None
+        of_set = option and re.fullmatch(_DATA_SET, option[1])
         if (
             option
-            and section is not None
-            and option[2] not in section
-            and (_is_named(config, option[1]) or (open_data and option[1] == "data"))
+            and (section is not None or of_set)
+            and option[2] not in (section or ())
+            and (of_set or _is_named(config, option[1]) or (open_data and option[1] == "data"))
         ):
             added[f"{option[1]}.{option[2]}"] = option[3]
         else:
@@ -178,8 +182,11 @@ def change(config: ConfigDict, added: dict[str, str], dropped: Sequence[str]) ->
     with config.unlocked():
         for name, text in added.items():
             section, _, key = name.rpartition(".")
-            held = _section(config, section)
-            assert held is not None
+            held: Any = config
+            for part in section.split("."):
+                if part not in held:
+                    held[part] = ConfigDict()
+                held = held[part]
             held[key] = _value(text)
         for name in dropped:
             section, _, key = name.removeprefix("config.").rpartition(".")

@@ -14,8 +14,10 @@ config lists them all, `--print_config` shows what flags come to. The workdir ge
     adapter.safetensors   what was trained, to keep
     result.json           the numbers of the finished run
     evaluation.json       scores, each as soon as it is there; --mode=evaluate writes no other file
+    lock                  which process is at work here; a second run is refused
 
-Stopped by a signal (or killed), the same command goes on from the newest checkpoint.
+Stopped by a signal (or killed), the same command goes on from the newest checkpoint. The exit code
+is 0 for a finished run only, 130 or 143 after Ctrl-C or SIGTERM, 1 after an error.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ MODE = flags.DEFINE_enum(
     "train: start, or go on where the workdir stands; resume: go on, and fail if there is nothing "
     "to go on from; evaluate: score the newest checkpoint without training.",
 )
+OUT = flags.DEFINE_string(
+    "out", None, "With --mode=evaluate: the folder to write to; the workdir is only read."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -45,10 +50,12 @@ def main(argv: list[str]) -> None:
     # These import jax: flags are checked first, so that a wrong one costs no time.
     from vadapt import run
     from vadapt.runtime import distributed
+    from vadapt.runtime.interrupt import StopSignal
 
     try:
         distributed.start()
-        run.run(CONFIG.value, Path(str(WORKDIR.value)), mode=MODE.value)
+        workdir = Path(str(WORKDIR.value))
+        finished = run.run(CONFIG.value, workdir, mode=MODE.value, out=OUT.value)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, VadaptError):
             print_error(error)
@@ -56,6 +63,8 @@ def main(argv: list[str]) -> None:
             traceback.print_exc()
         distributed.leave_at_once()
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    if not finished:
+        sys.exit(StopSignal.exit_code())
 
 
 if __name__ == "__main__":

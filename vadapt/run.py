@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, VadaptError
+from vadapt.runtime.lock import locked
 from vadapt.runtime.storage import writing
 from vadapt.tasks import TASKS, make_task
-from vadapt.training.former_settings import comparable, modernize
+from vadapt.training.checkpoint import Checkpoints
+from vadapt.training.claim import FREE, FREE_TO_EVALUATE, check_same, claim, read_json, write_json
+from vadapt.training.former_settings import modernize
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
 from vadapt.training.task import Model, Task
@@ -24,26 +26,12 @@ from vadapt.weights.adapter_file import save_adapter, save_model
 Config = Any  # a ConfigDict, whose fields no type checker knows
 
 ABOUT = "about.json"
-# Settings that do not change what is trained: a workdir is gone on with under other ones.
-FREE = (
-    "run.",
-    "eval.",
-    "baselines",
-    "full.",
-    "data.path",
-    "data.cache",
-    "parallel.fsdp",
-    "parallel.step.accumulate",
-    "parallel.step.remat",
-    "parallel.step.scan",
-)
 # Sections and fields of a config that say how it was trained, from what, or where on this machine.
 _OF_TRAINING = (
     *("optimizer", "optimizers", "parallel", "run", "full", "train", "validation", "test"),
     *("streams", "root", "baselines", "total_steps", "batch_size"),
 )
 _OF_PLACES = ("path", "cache", "tfds_name")
-_SHOWN = 8  # differences in a message
 
 
 def run(
@@ -51,6 +39,7 @@ def run(
     workdir: str | Path,
     *,
     mode: str = "train",
+    out: str | Path | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """Trains (or goes on), evaluates, and writes `result.json`; returns its numbers.
@@ -61,50 +50,70 @@ def run(
     Args:
         mode: "train", "resume" (a checkpoint must exist) or "evaluate" (no training: scores the
             newest checkpoint, also of an unfinished run, writes `evaluation.json` and leaves
-            everything else but pictures and compiled programs as it is).
+            everything else but pictures and compiled programs as it is; other test sets than those
+            of the run may be given, and another process may be training there).
+        out: evaluating, where to put `evaluation.json`, the log, pictures and programs, by default
+            in the workdir, which is then only read.
         devices: to train on; by default all.
 
     Returns:
         An empty dictionary if a signal stopped the run before its last step.
 
     Raises:
-        ConfigError: the workdir belongs to other settings, or has no checkpoint to go on from; a
-            setting that nothing reads.
+        ConfigError: the workdir belongs to other settings, another run is at work in it, or it has
+            no checkpoint to go on from; a setting that nothing reads.
         TrainingError: a file cannot be written, or see `fit`.
     """
     for note in modernize(config):
         _say(f"note: {note}")
     for each in (config, *([full_training(config)] if config.baselines else ())):
         check_settings(each, TASKS[config.task.name])
-    workdir = Path(workdir)
+    workdir, evaluating = Path(workdir), mode == "evaluate"
+    if out is not None and not evaluating:
+        raise ConfigError(f"--out={out} goes with --mode=evaluate; --mode={mode} has its --workdir")
     checkpoints = open_checkpoints(config, workdir)
-    latest = checkpoints.latest()
-    if mode != "train" and latest is None:
+    if mode != "train" and not checkpoints.steps():
         raise ConfigError(
             f"--mode={mode}: no complete checkpoint under {str(workdir)!r}; --mode=train starts one"
         )
-    evaluating = mode == "evaluate"
-    claim(config, workdir, begun=latest is not None, write=not evaluating)
     if evaluating:
-        config = without_cache(config)
+        return _evaluate(config, workdir, workdir if out is None else Path(out), devices)
+    with locked(workdir):
+        return _train(config, workdir, checkpoints, devices)
+
+
+def _evaluate(
+    config: Config, workdir: Path, out: Path, devices: Sequence[Any] | None
+) -> dict[str, float]:
+    """The scores of the newest checkpoint; nothing is written but in `out`."""
+    check_same(config, workdir, free=(*FREE, *FREE_TO_EVALUATE))
+    config = without_cache(config)
+    checkpoints = open_checkpoints(config, workdir)
     task = make_task(config)
-    if not evaluating and jax.process_index() == 0:
-        _write_json(workdir / ABOUT, _about(task, workdir))
-    stop_at = latest if evaluating else None
-    outcome = fit(task, config, workdir, stop_at=stop_at, devices=devices, checkpoints=checkpoints)
+    latest = checkpoints.latest()
+    outcome = fit(task, config, out, stop_at=latest, devices=devices, checkpoints=checkpoints)
+    _, result = _score(task, outcome, out, workdir)
+    return result
+
+
+def _train(
+    config: Config, workdir: Path, checkpoints: Checkpoints, devices: Sequence[Any] | None
+) -> dict[str, float]:
+    """What `run` does but to evaluate; the workdir is this run's alone."""
+    remarks = claim(config, workdir, begun=checkpoints.latest() is not None)
+    task = make_task(config)
+    if jax.process_index() == 0:
+        write_json(workdir / ABOUT, _about(task, workdir))
+    options = {"devices": devices, "checkpoints": checkpoints, "remarks": remarks}
+    outcome = fit(task, config, workdir, **options)
     if not outcome.finished:
         return {}
-    if not evaluating and jax.process_index() == 0:
+    if jax.process_index() == 0:
         with writing(workdir / "adapter.safetensors"):
             _export(task, config, outcome, workdir / "adapter.safetensors")
-    _say("scoring the model ...")
-    scores: dict[str, dict[str, float]] = {}
-    for name, values in _evaluations(task, outcome):
-        scores[name] = values
-        result = _numbers(outcome, scores, workdir)
-        _write_json(workdir / "evaluation.json", result)
     failed = None
-    if config.baselines and not evaluating:
+    scores, result = _score(task, outcome, workdir, workdir, last=not config.baselines)
+    if config.baselines:
         try:
             scores |= _baseline(config, workdir, devices)
         except VadaptError as error:
@@ -112,13 +121,32 @@ def run(
         else:
             if "full" not in scores:
                 return {}
-    result = _numbers(outcome, scores, workdir)
-    if not evaluating:
-        _write_json(workdir / "result.json", result)
-    _say(closing_table(scores, result, workdir))
+        result = _numbers(outcome, scores, workdir)
+        _say(closing_table(scores, result, workdir))
+    write_json(workdir / "result.json", result)
     if failed is not None:
         raise failed
     return result
+
+
+def _score(
+    task: Task[Model], outcome: Outcome[Model], out: Path, workdir: Path, *, last: bool = True
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Scores by model, and the numbers of `evaluation.json`, which grows with each of them.
+
+    Args:
+        last: no other scores follow, so that these are shown.
+    """
+    _say("scoring the model ...")
+    scores: dict[str, dict[str, float]] = {}
+    result: dict[str, float] = {}
+    for name, values in _evaluations(task, outcome):
+        scores[name] = values
+        result = _numbers(outcome, scores, workdir)
+        write_json(out / "evaluation.json", result)
+    if last:
+        _say(closing_table(scores, result, out))
+    return scores, result
 
 
 def _evaluations(
@@ -177,38 +205,6 @@ def without_cache(config: Config) -> Config:
     if config.data.get("cache", ""):
         config.data.cache = ""
     return config
-
-
-def claim(config: Config, workdir: Path, *, begun: bool, write: bool = True) -> None:
-    """Writes `config.json` into a workdir; refuses one that holds a run of other settings.
-
-    Args:
-        begun: there are checkpoints. Without them, and without a result, nothing is lost by new
-            settings, so that whoever mistyped one can start again in the same workdir.
-
-    Raises:
-        ConfigError: names the settings that differ, with both values.
-    """
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config.to_dict()))
-    if path.exists() and (begun or (workdir / "result.json").exists()):
-        before = json.loads(path.read_text(encoding="utf-8"))
-        there, here = _flat(comparable(before)), _flat(comparable(wanted))
-        differences = [
-            f"config.{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} now"
-            for key in sorted({*there, *here})
-            if there.get(key, "absent") != here.get(key, "absent") and not key.startswith(FREE)
-        ]
-        if differences:
-            more = len(differences) - _SHOWN
-            raise ConfigError(
-                f"{str(workdir)!r} holds a run of other settings:\n  "
-                + "\n  ".join(differences[:_SHOWN])
-                + (f"\n  and {more} more" if more > 0 else "")
-                + "\nTake another --workdir, or the old settings to go on."
-            )
-    if write:
-        _write_json(path, wanted)
 
 
 def closing_table(
@@ -284,33 +280,9 @@ def _for_use(config: Config) -> dict[str, Any]:
 
 def _former_rate(workdir: Path) -> float:
     """Images/s of the session that trained, for one that had nothing left to train."""
-    path = workdir / "result.json"
-    if not path.exists():
-        return 0.0
-    return json.loads(path.read_text(encoding="utf-8")).get("images_per_second", 0.0)
+    return read_json(workdir / "result.json").get("images_per_second", 0.0)
 
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in _flat(branch, f"{prefix}{name}.").items()
-    }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write it whole or not at all, by process 0."""
-    if jax.process_index() > 0:
-        return
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import ClassVar
 
 import jax
 
@@ -32,6 +33,8 @@ class StopSignal:
     A second signal of the same kind acts as usual, so that a hung run can still be killed. With
     several processes, one signal to one of them stops all, at the same step.
     """
+
+    _heeded: ClassVar[int] = signal.SIGTERM
 
     def __init__(self) -> None:
         self._asked = False
@@ -58,9 +61,18 @@ class StopSignal:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        StopSignal._heeded = number
         signal.signal(number, self._previous[number])  # type: ignore[arg-type]
         if signal.SIGTERM not in self._previous:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    @classmethod
+    def exit_code(cls) -> int:
+        """What this process ends with if its run was stopped: 128 and the signal, as shells say it.
+
+        SIGTERM's, 143, in processes that another one's signal stopped.
+        """
+        return 128 + cls._heeded
 
     def requested(self, step: int) -> bool:
         """Whether to stop now; call it before every step.

@@ -79,6 +79,7 @@ def fit(
     stop_at: int | None = None,
     devices: Sequence[Any] | None = None,
     checkpoints: Checkpoints | None = None,
+    remarks: Sequence[str] = (),
 ) -> Outcome[Model]:
     """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
 
@@ -86,7 +87,8 @@ def fit(
         task: what is learned.
         stop_at: an earlier step to be content with (to evaluate a run that is not finished).
         devices: to train on; by default all.
-        checkpoints: those of the workdir, from a caller who has looked through them already.
+        checkpoints: those to go on from, by default the workdir's.
+        remarks: lines that open the log.
 
     Raises:
         TrainingError: the loss or another metric is not finite (names it and the step), a file
@@ -116,7 +118,8 @@ def fit(
         )
         opened.enter_context(log)
         opened.enter_context(checkpoints)
-        log.text(_describe(mesh, config))
+        for line in (*remarks, _describe(mesh, config)):
+            log.text(line)
         stream = opened.enter_context(contextlib.closing(task.stream()))
         first = next(stream)
         session = Session(
