@@ -196,7 +196,7 @@ def _logged(workdir, step):
 # orbax's own: it leaves coroutines of the failed save behind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("capsys")  # captures in memory, not in a file
-def test_a_full_disk_stops_the_run_and_loses_nothing(uninterrupted, tmp_path):
+def test_a_full_disk_stops_the_run_in_one_line_and_loses_nothing(uninterrupted, tmp_path, caplog):
     config = toy_config()
     config.task.stop_at = 5
     fit(config, tmp_path)
@@ -204,6 +204,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(uninterrupted, tmp_path):
     full = pytest.raises(TrainingError, match=r"cannot write '.*/8': File too large\. Make room")
     with full, full_disk(50_000):  # enough for the log, not for a checkpoint
         fit(toy_config(), tmp_path)
+    assert [record for record in caplog.records if record.exc_info] == []
     assert Checkpoints(tmp_path / "checkpoints").steps() == kept == [4, 5]
     assert fit(toy_config(), tmp_path).finished
     assert_same_run(tmp_path, uninterrupted[0])

@@ -206,6 +206,8 @@ class Checkpoints:
 
         # orbax's own policies would delete a step saved after going back to an older one.
         policy: Any = types.SimpleNamespace(should_preserve=self._stays)
+        # It logs each failure several times, in pages of traceback; `_writing` says it in one line.
+        logging.getLogger("absl").addFilter(_is_no_echo)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             cleanup_tmp_directories=True,  # what killed runs left half-written
@@ -300,6 +302,11 @@ class Checkpoints:
         if misfit is not None:
             raise misfit
         return tree, failure
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """False for a traceback that orbax logs of an error that it also raises."""
+    return not (record.exc_info and "/orbax/checkpoint/" in record.pathname)
 
 
 def _agree(failure: str | None) -> str | None:
