@@ -12,7 +12,7 @@ from vadapt.partition import variables
 from vadapt.system import System
 from vadapt.tasks import make_task
 from vadapt.weights.adapter_file import save_adapter, save_model
-from vadapt.weights.load import arrays_of
+from vadapt.weights.sources import arrays_of
 
 MICRO = {"positions": "sincos"}
 
@@ -96,7 +96,7 @@ def test_weights_of_an_adapted_model_bring_its_adapter_and_its_head(tmp_path):
 
 def test_weights_of_a_plain_model_bring_its_decoder_and_no_less(tmp_path):
     config = pad_msip.get_config("scenes")
-    model, arrays = values(make_task(config).build()), arrays_of(config.model.weights)[0]
+    model, arrays = values(make_task(config).build()), arrays_of(config.model.weights)
     name = "decoder/mask_token"
     np.testing.assert_array_equal(model[name], np.asarray(arrays[name]))
     save_model(tmp_path / "backbone.safetensors", make_task(config).build().backbone, "float32")

@@ -27,14 +27,8 @@ from vadapt.weights.adapter_file import read_info
 from vadapt.weights.base import remember
 from vadapt.weights.families import table_of
 from vadapt.weights.hub import local_adapter
-from vadapt.weights.load import (
-    Report,
-    arrays_of,
-    build_loaded,
-    load_weights,
-    match_weights,
-    table_size,
-)
+from vadapt.weights.load import Report, build_loaded, load_weights, match_weights, table_size
+from vadapt.weights.sources import arrays_of, beside_of
 
 # What a file of vadapt's own may hold beside a backbone.
 BESIDE = ("decoder/.*", "head/.*")
@@ -58,7 +52,8 @@ def create(
         name: "vit_base", "dinov2_large_reg", "clip_base", ...; a wrong one lists the nearest, and
             docs/weights.md has all.
         weights: a file, a folder, "hf:organisation/name", ...: a source of `load_weights`, which
-            takes `allow_missing` and `allow_unexpected` too.
+            takes `allow_missing` and `allow_unexpected` too. What files beside the weights say of
+            heads, epsilons and activations goes where `options` say nothing.
         rngs: a seed, or flax random streams.
         options: fields of the backbone's class, such as image_size=(224, 320).
 
@@ -84,28 +79,46 @@ def _created(
     known = _known(name)
     check("model.options", name, known.build, options, complete=False)
     seed = rngs if isinstance(rngs, int) else None
+    source = arrays_of(weights) if weights else None
+    told = {} if source is None else source.beside.options(known.build)
+    pixels = (source and source.beside.statistics) or known.statistics
 
     def build() -> Any:
         streams = rngs if seed is None else nnx.Rngs(seed)
-        model = known.build(**{**known.options, **options}, rngs=streams)
-        model.statistics = tuple(known.statistics)  # for `vadapt.preprocess`
+        model = known.build(**{**known.options, **told, **options}, rngs=streams)
+        model.statistics = tuple(pixels)  # for `vadapt.preprocess`
         return model
 
-    if not weights:
+    if source is None:
         return build(), None
-    return build_loaded(build, weights, **allowed)
+    return build_loaded(build, source, **allowed)
 
 
-def statistics(name: str) -> Statistics:
-    """Mean and standard deviation of the pixels, in 0-1, that a backbone's files were trained on.
+def told(name: str, weights: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a named backbone that files beside the weights say, such as `num_heads`.
 
     Raises:
         ConfigError: no such backbone.
+        WeightsError: such a file cannot be read.
+    """
+    return beside_of(weights).options(_known(name).build)
+
+
+def statistics(name: str, weights: str | Path | Mapping[str, Any] = "") -> Statistics:
+    """Mean and standard deviation of the pixels, in 0-1, that a backbone's files were trained on.
+
+    Args:
+        weights: whose; what a file beside them says counts more than the name.
+
+    Raises:
+        ConfigError: no such backbone.
+        WeightsError: a file beside the weights cannot be read.
 
     >>> statistics("dinov2_small").mean
     (0.485, 0.456, 0.406)
     """
-    return _known(name).statistics
+    known = _known(name).statistics
+    return beside_of(weights).statistics or known
 
 
 def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -120,6 +133,7 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         WeightsError: names of no known family, or shapes of no named backbone.
     """
+    arrays = arrays_of(arrays).bare()  # what lies beside is for `create` to heed
     table = table_of(arrays)
     always = {} if table is None else dict(table.options)
     named = [(name, known) for name, known in BACKBONES.items() if not table or table.is_of(name)]
@@ -251,10 +265,10 @@ def create_teacher(
     rngs = nnx.Rngs(rngs) if isinstance(rngs, int) else rngs
     teacher = tower(name, image_size=image_size, rngs=rngs)
     if weights:
-        arrays, title = arrays_of(weights)
+        arrays = arrays_of(weights)
         pattern = kind_of(name).names
-        arrays = {key: value for key, value in arrays.items() if re.fullmatch(pattern, key)}
+        arrays = arrays.only(key for key in arrays if re.fullmatch(pattern, key))
         if not arrays:
-            raise WeightsError(f"{title} holds no {name!r}: no name matches {pattern!r}")
+            raise WeightsError(f"{arrays.title} holds no {name!r}: no name matches {pattern!r}")
         load_weights(teacher, arrays)
     return mark(teacher, Frozen)

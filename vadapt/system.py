@@ -113,7 +113,8 @@ def build(
         WeightsError: a file does not fit.
     """
     settings, rngs = config.model, nnx.Rngs(config.seed)
-    options = {"image_size": tuple(config.data.image_size), **options}
+    told = models.told(settings.backbone, settings.weights) if pretrained else {}
+    options = {**told, "image_size": tuple(config.data.image_size), **options}
     model = make_model(models.create(settings.backbone, rngs=rngs, **options), rngs)
     adapter = settings.get("adapter", "") if pretrained else ""
     if adapter and holds == "adapted":

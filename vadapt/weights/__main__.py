@@ -76,22 +76,23 @@ def check(arguments: argparse.Namespace) -> None:
     """Says what a weight file is of, loads it, and sums up its features of a fixed image."""
     from vadapt import models
     from vadapt.weights.families import family_of
-    from vadapt.weights.load import arrays_of, build_loaded
+    from vadapt.weights.load import build_loaded
+    from vadapt.weights.sources import arrays_of
     from vadapt.weights.summary import summary_of_features
 
-    arrays, title = arrays_of(arguments.file)
-    print(f"{title}: {len(arrays)} arrays, {family_of(arrays)} names")
+    arrays = arrays_of(arguments.file)
+    print(f"{arrays.title}: {len(arrays)} arrays, {family_of(arrays)} names")
     name, options = arguments.backbone, _options(arguments)
     if name is None:
         name, found = models.recognise(arrays)
         options = {**found, **options}
     given = "".join(f", {key}={value!r}" for key, value in options.items())
     print(f'model: vadapt.create("{name}"{given})')
-    build = functools.partial(models.create, name, **options)
+    build = functools.partial(models.create, name, **{**models.told(name, arrays), **options})
     allowed = (*models.BESIDE, *arguments.allow_unexpected)
-    model, report = build_loaded(build, arguments.file, allow_unexpected=allowed)
+    model, report = build_loaded(build, arrays, allow_unexpected=allowed)
     print(report)
-    print(summary_of_features(model, models.statistics(name)))
+    print(summary_of_features(model, models.statistics(name, arrays)))
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -111,7 +112,7 @@ def export(arguments: argparse.Namespace) -> None:
         model,
         arguments.out,
         image_size=_image_size(model, arguments),
-        statistics=known or models.statistics(arguments.backbone),
+        statistics=known or models.statistics(arguments.backbone, arguments.weights),
         layers=arguments.layers[0] if len(arguments.layers) == 1 else arguments.layers,
         as_grid=arguments.as_grid,
         input_size=arguments.input_size and _size(arguments.input_size),

@@ -28,6 +28,7 @@ from vadapt.partition import (
     split,
     variables,
 )
+from vadapt.weights import grids
 from vadapt.weights.base import BACKBONE, base_of
 from vadapt.weights.files import read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
@@ -119,6 +120,7 @@ def save_adapter(
         **extra,
     }
     text = {name: json.dumps(value) for name, value in header.items() if value is not None}
+    text |= _grids(model, arrays)
     write_arrays(path, arrays, {"vadapt": __version__, "base": base_of(model, learned), **text})
 
 
@@ -173,7 +175,13 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
         for name, value in variables(model).items()
         if isinstance(value, nnx.Param | Statistic) and not isinstance(value, Frozen)
     }
-    write_arrays(path, arrays, {"vadapt": __version__})
+    write_arrays(path, arrays, {"vadapt": __version__, **_grids(model, arrays)})
+
+
+def _grids(model: nnx.Module, arrays: Mapping[str, Any]) -> dict[str, str]:
+    """The field of a header that says the grids of the position tables among the arrays."""
+    found = {path: grid for path, grid in grids.grids_of(model).items() if path in arrays}
+    return {grids.HEADER: json.dumps(found)} if found else {}
 
 
 def _learned(model: nnx.Module, parts: Partition) -> dict[str, Any]:
@@ -221,6 +229,7 @@ def load_adapter(
             f"{str(info.path)!r} and the model's trainable leaves differ in {len(names)} places: "
             f"{names[:4]}; the file holds {info.described}"
         )
+    grids.refuse_others(grids.of_header(info.extra, str(info.path)), model, str(info.path))
     assign(model, arrays)
 
 

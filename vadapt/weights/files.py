@@ -29,6 +29,9 @@ FILE_NAMES = (
     "adapter.safetensors",
     "pytorch_model.bin",
 )
+# What may lie beside them and says what no shape tells, see `beside`.
+BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+_LARGEST_JSON = 2**26  # bytes
 _DTYPES = (
     {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     | {
@@ -64,6 +67,14 @@ class Lazy:
         return np.asarray(self.make(), dtype)
 
 
+def is_finite(array: Any) -> bool:
+    """Whether all numbers of an array are; those on other machines are not looked at."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return True
+    numbers = np.asarray(array)
+    return not jnp.issubdtype(numbers.dtype, jnp.inexact) or bool(np.isfinite(numbers).all())
+
+
 def lazily(function: Callable[..., Any], *arrays: Any) -> Any:
     """`function(*arrays)`, put off until it is asked for if one of the arrays is `Lazy`."""
     if not any(isinstance(array, Lazy) for array in arrays):
@@ -93,6 +104,27 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         if path.name.endswith(suffix):
             return read(path)
     raise WeightsError(f"{path.name!r} has none of the suffixes {', '.join(READERS)}")
+
+
+def parse_json(path: str | Path, text: str | None = None) -> Any:
+    """What JSON of unknown origin says.
+
+    Args:
+        path: of the file, for messages.
+        text: its text; None to read it.
+
+    Raises:
+        WeightsError: it is none, is nested without end, or larger than any such file is.
+    """
+    path = Path(path)
+    try:
+        if text is None:
+            if path.stat().st_size > _LARGEST_JSON:
+                raise ValueError(f"{path.stat().st_size:,} bytes of JSON")
+            text = path.read_text(encoding="utf-8")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
 
 
 def read_header(path: str | Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from vadapt.errors import WeightsError
-from vadapt.weights.files import FILE_NAMES
+from vadapt.weights.files import BESIDE, FILE_NAMES
 
 PREFIX = "hf:"
 ADAPTER = "adapter.safetensors"
@@ -86,7 +86,8 @@ def download(
         local_only: ask no server, as with HF_HUB_OFFLINE=1.
 
     Returns:
-        The file; of weights in several files the index, with all of them beside it.
+        The file; of weights in several files the index, with all of them beside it, and those of
+        `files.BESIDE` that there are.
 
     Raises:
         WeightsError: nothing there, no access, no network and not in the cache, or the client is
@@ -119,6 +120,9 @@ def download(
                 continue
             for shard in _shards(path):
                 fetch(filename=Path(name).with_name(shard).as_posix())
+            for beside in BESIDE:
+                with contextlib.suppress(hub.errors.EntryNotFoundError):
+                    fetch(filename=Path(name).with_name(beside).as_posix())
             return path
     if offline is not None:
         raise WeightsError(

@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,19 +20,24 @@ from flax import nnx
 
 from vadapt import sharding
 from vadapt.errors import WeightsError
-from vadapt.nn.positions import resample, resize_relative, resize_table
+from vadapt.nn.positions import resample, resize_relative
 from vadapt.partition import Constant, Tree, flatten, variables
-from vadapt.weights import families
+from vadapt.weights import families, grids
 from vadapt.weights.base import remember
 from vadapt.weights.families import find_family, unwrapped
-from vadapt.weights.files import READERS, Lazy, lazily, read_arrays
-from vadapt.weights.hub import local_path
+from vadapt.weights.files import Lazy, is_finite, lazily
+from vadapt.weights.sources import Arrays, arrays_of
 from vadapt.weights.tables import convert
 
 _RELATIVE = ("rel_pos_h", "rel_pos_w")  # ends of paths of relative position tables
 _PATCHES = "patch_embed/proj/kernel"
 _LARGE = 2**20  # bytes
-ASSETS = Path(__file__).parent.parent / "assets"
+
+
+_KINDS = (
+    *("missing", "unexpected", "unused", "resized", "assumed"),
+    *("cast", "mismatched", "differing"),
+)
 
 
 @dataclass
@@ -44,13 +51,15 @@ class Report:
     # In the file, of no use: the model has no such part (a decoder, a projection), or none has.
     unused: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # position tables, patch kernels
+    assumed: list[str] = field(default_factory=list)  # position tables for the model's own grid
     cast: list[str] = field(default_factory=list)  # other dtype in the file
     mismatched: list[str] = field(default_factory=list)  # other shape, not resizable
+    differing: list[str] = field(default_factory=list)  # from what lies beside the weights
     originals: dict[str, Any] = field(default_factory=dict)  # of what was resized, by path
 
     def __str__(self) -> str:
         lines = [f"{self.family} weights: {len(self.loaded)} loaded"]
-        for name in ("missing", "unexpected", "unused", "resized", "cast", "mismatched"):
+        for name in _KINDS:
             items = getattr(self, name)
             if items:
                 more = f", ... {len(items) - 4} more" if len(items) > 4 else ""
@@ -64,6 +73,7 @@ def load_weights(
     *,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
+    grids: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> Report:
     """Loads pretrained weights into a model, in place; either everything fits or nothing changes.
 
@@ -79,14 +89,17 @@ def load_weights(
         allow_missing: patterns of the model's paths that the file may lack and that then keep
             their values, such as "decoder/.*" for a file with the encoder alone.
         allow_unexpected: patterns of the file's names that the model has no place for; an array
-            of another shape than the model's is passed over if both lists allow it.
+            of another shape than the model's is passed over if both lists allow it. Also of what
+            files beside the weights say otherwise, such as "config.json/layer_norm_eps".
+        grids: rows and columns of position tables, by vadapt's paths, where the source does not
+            say them: vadapt's own files do, those of others have square grids.
 
     Returns:
         The report; print it.
 
     Raises:
-        WeightsError: anything missing, unexpected or of another shape, all in one message; or the
-            source cannot be read.
+        WeightsError: anything missing, unexpected, of another shape, not finite, or otherwise than
+            `config.json` beside the weights says, all in one message; or the source cannot be read.
 
     >>> from vadapt.backbones.vit import vit
     >>> model = vit("micro", image_size=64, positions="sincos", rngs=nnx.Rngs(0))
@@ -94,15 +107,11 @@ def load_weights(
     >>> len(report.loaded), report.missing
     (77, [])
     """
-    arrays, title = arrays_of(source)
+    arrays = arrays_of(source).with_grids(grids)
     values, report = match_weights(
-        model,
-        arrays,
-        allow_missing=allow_missing,
-        allow_unexpected=allow_unexpected,
-        title=title,
+        model, arrays, allow_missing=allow_missing, allow_unexpected=allow_unexpected
     )
-    families.check(arrays, allow_unexpected)
+    _check(arrays, values, report, allow_unexpected)
     assign(model, values)
     remember(model, report.originals)
     return report
@@ -125,9 +134,9 @@ def build_loaded(
         WeightsError: as `load_weights` does.
     """
     model = nnx.eval_shape(build)
-    arrays, title = arrays_of(source)
-    values, report = match_weights(model, arrays, title=title, **allowed)
-    families.check(arrays, allowed.get("allow_unexpected", ()))
+    arrays = arrays_of(source)
+    values, report = match_weights(model, arrays, **allowed)
+    _check(arrays, values, report, allowed.get("allow_unexpected", ()))
     places = variables(model)
     wheres = sharding.in_set_mesh({path: place.get_value() for path, place in places.items()})
     others = sorted(set(places) - set(values))  # constants, and what may be missing
@@ -148,20 +157,21 @@ def match_weights(
     *,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
-    title: str = "the given dictionary",
 ) -> tuple[dict[str, Any], Report]:
     """Return what `load_weights` would set, by the model's paths, without setting it.
 
     Works on tracers, so that a gradient can be taken with respect to a file's own arrays; and on
     shapes alone: the model may be abstract, and `Lazy` arrays are not read.
     """
+    source = arrays_of(arrays)
     places = variables(model)
-    report, converted, unknown = _translate(arrays, model)
+    report, converted, unknown, shaped = _translate(source, model)
+    source = source.with_grids(shaped)
     values: dict[str, Any] = {}
     for path, array in converted.items():
         may_differ = _matches(path, allow_missing) and _matches(path, allow_unexpected)
         if path in places and not (may_differ and _misfits(path, array, places[path])):
-            values[path] = _fit(path, array, model, places[path], report)
+            values[path] = _fit(path, array, model, places[path], report, source)
         else:
             unknown.append(path)
     report.loaded = list(values)
@@ -169,22 +179,51 @@ def match_weights(
     # Constants are right by construction, so that a file may leave them out.
     lacking = [p for p, v in places.items() if p not in values and not isinstance(v, Constant)]
     report.missing = _not_matching(lacking, allow_missing)
-    if report.missing or report.unexpected or report.mismatched:
+    differences = source.beside.differences(model)
+    report.differing = [
+        f"{name} is {differences[name]}" for name in _not_matching([*differences], allow_unexpected)
+    ]
+    if report.missing or report.unexpected or report.mismatched or report.differing:
+        hint = "vadapt.create(name, weights) makes a model as the files beside the weights say."
         raise WeightsError(
-            f"{title} does not fit {type(model).__name__}; nothing was loaded. {report}. "
-            "Name what may differ in allow_missing or allow_unexpected."
+            f"{source.title} does not fit {type(model).__name__}; nothing was loaded. {report}. "
+            f"Name what may differ in allow_missing or allow_unexpected. "
+            + (hint if report.differing else "")
         )
     report.missing, report.unexpected = lacking, unknown
     return values, report
 
 
-def table_size(model: Any, arrays: Mapping[str, Any]) -> dict[str, int]:
+def _check(
+    arrays: Arrays, values: Mapping[str, Any], report: Report, allowed: Sequence[str]
+) -> None:
+    """Refuse what fits by its names and shapes, and still is nothing to load."""
+    families.check(arrays, allowed)
+    infinite = [path for path, value in values.items() if not is_finite(value)]
+    if infinite:
+        more = f" and {len(infinite) - 4} more" if len(infinite) > 4 else ""
+        raise WeightsError(
+            f"{arrays.title} holds infinite numbers or none, in {', '.join(infinite[:4])}{more}; "
+            "nothing was loaded"
+        )
+    if report.assumed and arrays.is_file:
+        warnings.warn(
+            f"{arrays.title} does not say the grids of position tables that are of no square; they "
+            f"are taken for the model's own ({', '.join(report.assumed)}). If they are of others, "
+            "give load_weights its `grids`",
+            stacklevel=3,
+        )
+
+
+def table_size(model: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The `image_size` at which a backbone's position table has as many rows as a file's."""
-    converted = _translate(arrays, model)[1]
-    path = next(path for path in converted if path.endswith("pos_embed"))
-    owner = _owner(model, path)
-    rows = converted[path].shape[0] - owner.num_table_extra
-    return {"image_size": math.isqrt(rows) * owner.patch_size}
+    source = arrays_of(arrays)
+    _, converted, _, shaped = _translate(source, model)
+    path = next(path for path in converted if path.endswith(grids.TABLE))
+    owner, known = _owner(model, path), grids.grid_for(path, {**source.grids, **shaped})
+    side = math.isqrt(converted[path].shape[0] - owner.num_table_extra)
+    size = tuple(places * owner.patch_size for places in known or (side, side))
+    return {"image_size": size[0] if size[0] == size[1] else size}
 
 
 def assign(
@@ -245,27 +284,13 @@ def variables_in_place(model: nnx.Module) -> dict[str, nnx.Variable]:
     }
 
 
-def arrays_of(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The arrays that a `source` of `load_weights` stands for, and what to call it in messages."""
-    if isinstance(source, Mapping):
-        return dict(source), "the given dictionary"
-    asset = ASSETS / f"{source}.safetensors"
-    if asset.is_file():
-        return read_arrays(asset), f"asset {str(source)!r}"
-    path = local_path(source)
-    if not path.suffix and not path.exists():
-        known = sorted(path.stem for path in ASSETS.glob("*.safetensors"))
-        raise WeightsError(
-            f"{str(source)!r} is neither a file ({', '.join(READERS)}), nor a folder, nor a "
-            f"shipped asset {known}; from the Hugging Face hub: 'hf:organisation/name'"
-        )
-    return read_arrays(path), repr(str(source))
-
-
 def _translate(
     arrays: Mapping[str, Any], model: nnx.Module
-) -> tuple[Report, dict[str, Any], list[str]]:
-    """A report to be filled, the arrays by vadapt's paths, and names that mean nothing."""
+) -> tuple[Report, dict[str, Any], list[str], dict[str, grids.Grid]]:
+    """A report to be filled, the arrays by vadapt's paths, and names that mean nothing.
+
+    Also the grids of position tables whose shapes say them.
+    """
     arrays = unwrapped(arrays)
     backbone = "backbone/" if hasattr(model, "backbone") else ""
     places = variables(model)
@@ -278,7 +303,7 @@ def _translate(
             return next((option for option in options if option in places), name)
 
         direct = {place(name): array for name, array in arrays.items()}
-        return Report("vadapt"), direct, []
+        return Report("vadapt"), direct, [], {}
     parts = {path.split("/")[0] for path in places}
 
     def is_unused(name: str) -> bool:
@@ -289,13 +314,26 @@ def _translate(
     unused = [name for name in arrays if is_unused(name)]
     passed_over = set(unused)
     used = {name: array for name, array in arrays.items() if name not in passed_over}
-    return Report(table.family, unused=unused), *convert(used, table, backbone=backbone)
+    converted, unknown = convert(used, table, backbone=backbone)
+    return (
+        Report(table.family, unused=unused),
+        converted,
+        unknown,
+        grids.of_shapes(used, table, backbone),
+    )
 
 
-def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: Report) -> Any:
+def _fit(
+    path: str,
+    array: Any,
+    model: nnx.Module,
+    place: nnx.Variable,
+    report: Report,
+    source: Arrays,
+) -> Any:
     value, wanted = array, place.get_value()
-    if path.endswith("pos_embed") and value.shape != wanted.shape and len(value.shape) == 2:
-        value = _fit_positions(path, value, model, report)
+    if path.endswith(grids.TABLE) and len(value.shape) == 2:
+        value = _fit_positions(path, value, model, report, source)
     if path.endswith(_RELATIVE) and value.shape != wanted.shape and len(value.shape) == 2:
         rows = wanted.shape[0]
         report.resized.append(f"{path}: {value.shape[0]} to {rows}")
@@ -309,10 +347,19 @@ def _fit(path: str, array: Any, model: nnx.Module, place: nnx.Variable, report: 
     if value.shape != wanted.shape:
         report.mismatched.append(f"{path}: file {tuple(array.shape)}, model {wanted.shape}")
         return wanted
+    if _kind(value) != _kind(wanted):
+        report.mismatched.append(f"{path}: file {value.dtype}, model {wanted.dtype}")
+        return wanted
     if value.dtype != wanted.dtype:
         report.cast.append(f"{path}: {value.dtype} to {wanted.dtype}")
         return lazily(lambda x: x.astype(wanted.dtype), value)
     return value
+
+
+def _kind(array: Any) -> str:
+    """Numbers of other kinds mean something else: integers for floats are quantized."""
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
+    return next((kind.__name__ for kind in kinds if jnp.issubdtype(array.dtype, kind)), "other")
 
 
 def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
@@ -321,20 +368,12 @@ def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
     return np.shape(array) != place.shape and not path.endswith(resized)
 
 
-def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report) -> Any:
-    owner = _owner(model, path)
-    extra = getattr(owner, "num_table_extra", 1)
-    side = math.isqrt(max(table.shape[0] - extra, 0))
-    if side * side + extra != table.shape[0]:
-        return table  # not a square grid: reported as a mismatch
-    report.resized.append(f"{path}: {side}x{side} to {owner.grid[0]}x{owner.grid[1]}")
-    way = getattr(owner, "position_resize", "cubic")
-
-    def resize(table: Any) -> Any:
-        table = jnp.asarray(table)
-        return resize_table(table, (side, side), owner.grid, num_extra=extra, way=way)
-
-    return lazily(resize, table)
+def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report, source: Arrays) -> Any:
+    owner, known = _owner(model, path), grids.grid_for(path, source.grids)
+    fitted = grids.fit(table, owner, known, source.own)
+    report.resized += [f"{path}: {fitted.resized}"] if fitted.resized else []
+    report.assumed += [f"{path}: {fitted.assumed}"] if fitted.assumed else []
+    return fitted.table
 
 
 def _owner(model: Any, path: str) -> Any:

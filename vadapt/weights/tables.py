@@ -246,6 +246,7 @@ class Family(NamedTuple):
         check: refuses arrays that hold what a model computes otherwise; of arrays and patterns of
             names to pass over.
         forms: in transformers, by the name of the family there.
+        configs: by transformers' `model_type`, its defaults of what no shape tells.
     """
 
     tables: tuple[Table, ...] = ()
@@ -256,3 +257,4 @@ class Family(NamedTuple):
     renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     check: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None
     forms: Mapping[str, Any] = MappingProxyType({})
+    configs: Mapping[str, Mapping[str, Any]] = MappingProxyType({})

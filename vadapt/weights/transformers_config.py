@@ -123,6 +123,12 @@ def transformer_fields(architecture: str, model_type: str, model: Any) -> Config
     }
 
 
+def defaults(act: str = "gelu", epsilon: float = 1e-6, heads: int = 12, **more: Any) -> Config:
+    """Defaults of a config's fields that no shape of a transformer tells."""
+    common = {"hidden_act": act, "layer_norm_eps": epsilon, "num_attention_heads": heads}
+    return {**common, **more}
+
+
 def is_gated(model: Any) -> bool:
     return isinstance(model.blocks[0].mlp.inner, SwiGLU)
 

@@ -19,6 +19,7 @@ from vadapt.weights.transformers_config import (
     WHOLE,
     Config,
     Form,
+    defaults,
     hidden_width,
     transformer_fields,
 )
@@ -114,4 +115,9 @@ FORM = Form(
     has=VIT - {"bias of patches"} | {TOKEN, QKV, "first norm"},
     may={WHOLE},
 )
-FAMILY = Family((CLIP, CLIP_TOWER, CLIP_HF, SLIP), rank=3, forms={"clip": FORM})
+FAMILY = Family(
+    (CLIP, CLIP_TOWER, CLIP_HF, SLIP),
+    rank=3,
+    forms={"clip": FORM},
+    configs={"clip_vision_model": defaults("quick_gelu", 1e-5)},
+)

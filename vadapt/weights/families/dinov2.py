@@ -19,6 +19,7 @@ from vadapt.weights.transformers_config import (
     WHOLE,
     Config,
     Form,
+    defaults,
     has_qkv_bias,
     is_gated,
     mlp_ratio,
@@ -118,4 +119,9 @@ FORM = Form(
     has=VIT | {TOKEN, WHOLE, "layer scale"},
     may=DINO | {QKV},
 )
-FAMILY = Family((DINOV2, DINOV2_HF), rank=5, forms={"dinov2": FORM})
+FAMILY = Family(
+    (DINOV2, DINOV2_HF),
+    rank=5,
+    forms={"dinov2": FORM},
+    configs=dict.fromkeys(("dinov2", "dinov2_with_registers"), defaults()),
+)

@@ -15,6 +15,7 @@ from vadapt.weights.transformers_config import (
     WHOLE,
     Config,
     Form,
+    defaults,
     hidden_width,
     is_gated,
     last_layer,
@@ -88,4 +89,9 @@ FORM = Form(
     has=COMMON | {TOKEN, "layer scale", "rotary positions of halves"},
     may=DINO | BIASES | GRID | {WHOLE, "bias of queries and values alone"},
 )
-FAMILY = Family((DINOV3_HF, DINOV3_HF_GATED), rank=6, forms={"dinov3": FORM})
+FAMILY = Family(
+    (DINOV3_HF, DINOV3_HF_GATED),
+    rank=6,
+    forms={"dinov3": FORM},
+    configs={"dinov3_vit": defaults(epsilon=1e-5, heads=6, rope_theta=100.0)},
+)

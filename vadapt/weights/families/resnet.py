@@ -92,4 +92,9 @@ def _config(model: Any) -> Config:
 
 
 FORM = Form(ResNet, r"resnet\d+", RESNET_HF, _config, has={"strides of 4, 8, 16, 32"})
-FAMILY = Family((RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF), rank=9, forms={"resnet": FORM})
+FAMILY = Family(
+    (RESNET, RESNET_V1C, RESNET_V1C_TIMM, RESNET_HF),
+    rank=9,
+    forms={"resnet": FORM},
+    configs={"resnet": {"hidden_act": "relu", "downsample_in_bottleneck": False}},
+)

@@ -13,6 +13,7 @@ from vadapt.weights.transformers_config import (
     GRID,
     Config,
     Form,
+    defaults,
     has_qkv_bias,
     hidden_width,
     transformer_fields,
@@ -80,4 +81,9 @@ def _config(model: Any) -> Config:
 
 
 FORM = Form(SAMEncoder, "sam_.*", SAM_HF, _config, has=GRID | {"neck", "neck's epsilon of 1e-6"})
-FAMILY = Family((SAM, SAM_HF), rank=8, forms={"sam": FORM})
+FAMILY = Family(
+    (SAM, SAM_HF),
+    rank=8,
+    forms={"sam": FORM},
+    configs={"sam_vision_model": defaults(global_attn_indexes=[2, 5, 8, 11], window_size=14)},
+)

@@ -14,6 +14,7 @@ from vadapt.weights.transformers_config import (
     WHOLE,
     Config,
     Form,
+    defaults,
     hidden_width,
     transformer_fields,
 )
@@ -39,4 +40,9 @@ def _config(model: Any) -> Config:
 
 
 FORM = Form(ViT, "siglip_.*", SIGLIP_HF, _config, has=VIT | {QKV}, may={WHOLE})
-FAMILY = Family((SIGLIP_HF,), rank=4, forms={"siglip": FORM})
+FAMILY = Family(
+    (SIGLIP_HF,),
+    rank=4,
+    forms={"siglip": FORM},
+    configs={"siglip_vision_model": defaults("gelu_pytorch_tanh")},
+)

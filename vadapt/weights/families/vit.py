@@ -14,6 +14,7 @@ from vadapt.weights.transformers_config import (
     WHOLE,
     Config,
     Form,
+    defaults,
     has_qkv_bias,
     hidden_width,
     transformer_fields,
@@ -79,4 +80,10 @@ def _mae_config(model: Any) -> Config:
 FORM = Form(ViT, "vit_.*", VIT_HF, _config, has=VIT | {TOKEN}, may={QKV, WHOLE})
 # Its features are those of "vit", in an order of patches drawn anew in every call.
 MAE_FORM = FORM._replace(names="", config=_mae_config)
-FAMILY = Family((VIT_HF,), rank=2, forms={"vit": FORM, "vit_mae": MAE_FORM})
+FAMILY = Family(
+    (VIT_HF,),
+    rank=2,
+    forms={"vit": FORM, "vit_mae": MAE_FORM},
+    configs=dict.fromkeys(("vit", "deit", "vit_mae"), defaults(epsilon=1e-12))
+    | {"vit_msn": defaults()},
+)
