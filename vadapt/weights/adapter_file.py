@@ -30,9 +30,10 @@ from vadapt.partition import (
 )
 from vadapt.weights import grids
 from vadapt.weights.base import BACKBONE, base_of
-from vadapt.weights.files import read_arrays, read_header, write_arrays
+from vadapt.weights.files import is_finite, read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
+from vadapt.weights.patterns import ends_soon, texts
 
 
 def fingerprint(frozen: Tree) -> str:
@@ -143,12 +144,17 @@ def read_info(path: str | Path) -> AdapterInfo:
             "vadapt.load_weights reads files of whole models."
         )
     version, base = header.pop("vadapt"), header.pop("base")
-    fields = {name: _parsed(text) for name, text in header.items()}
+    fields = {name: _parsed(path, text) for name, text in header.items()}
     method = fields.pop("method", None) or ()
     methods = (method,) if isinstance(method, Mapping) else tuple(method)
     statistics = fields.pop("statistics", None)
     if not all(isinstance(one, Mapping) and "name" in one for one in methods):
         raise WeightsError(f"{str(path)!r} has a header that names no method: {method!r}")
+    if not all(map(ends_soon, texts(methods))):
+        raise WeightsError(
+            f"{str(path)!r} has a header whose method holds a pattern that might never end: "
+            f"{str(methods)[:200]}"
+        )
     return AdapterInfo(
         path,
         base,
@@ -212,7 +218,12 @@ def load_adapter(
             cannot be read.
     """
     info = read_info(local_adapter(source))
-    parts = split(model, trainable or info.trainable or DEFAULT)
+    if trainable is None and not all(map(ends_soon, texts(info.trainable))):
+        # Such a pattern is not tried: what it chose are the file's own leaves.
+        chosen = set(_placed(read_arrays(info.path), model))
+        parts = split(model, lambda path, _: "/".join(map(str, path)) in chosen)
+    else:
+        parts = split(model, trainable or info.trainable or DEFAULT)
     learned = _learned(model, parts)
     _check_base(info, model, parts, learned)
     wanted = {name: leaf.shape for name, leaf in learned.items()}
@@ -229,8 +240,21 @@ def load_adapter(
             f"{str(info.path)!r} and the model's trainable leaves differ in {len(names)} places: "
             f"{names[:4]}; the file holds {info.described}"
         )
+    _check_numbers(arrays, learned, str(info.path))
     grids.refuse_others(grids.of_header(info.extra, str(info.path)), model, str(info.path))
     assign(model, arrays)
+
+
+def _check_numbers(arrays: Mapping[str, Any], learned: Mapping[str, Any], title: str) -> None:
+    """Refuse arrays that are of another kind of numbers than the model's, or not finite."""
+    for name, array in arrays.items():
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        if floating != jnp.issubdtype(learned[name].dtype, jnp.floating):
+            raise WeightsError(
+                f"{title} holds {name} as {array.dtype}, the model's is {learned[name].dtype}"
+            )
+        if not is_finite(array):
+            raise WeightsError(f"{title} holds infinite numbers or none, in {name}")
 
 
 def _check_base(
@@ -282,9 +306,11 @@ def _placed(arrays: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
     return found
 
 
-def _parsed(text: str) -> Any:
+def _parsed(path: Path, text: str) -> Any:
     """JSON, or the text itself where another program wrote it."""
     try:
         return json.loads(text)
     except ValueError:
         return text
+    except RecursionError as error:
+        raise WeightsError(f"{str(path)!r} has a header nested without end") from error

@@ -209,14 +209,26 @@ def _tensor(path: Path, name: str, digest: int | None) -> np.ndarray:
 
 def _read_index(path: Path) -> dict[str, Any]:
     """Read the arrays of a model in several files, which its index names."""
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
     arrays: dict[str, Any] = {}
-    for file in sorted(set(places.values())):
+    for file in shards(path):
         arrays |= read_arrays(path.parent / file)
     return arrays
+
+
+def shards(path: Path) -> list[str]:
+    """The files that an index names, all of them beside it.
+
+    Raises:
+        WeightsError: it is damaged, or names other places, or itself.
+    """
+    try:
+        files = sorted(set(parse_json(path)["weight_map"].values()))
+        strange = [file for file in files if file != Path(file).name or file.endswith(".json")]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if strange:
+        raise WeightsError(f"{str(path)!r} names what is no file beside it: {strange[0][:80]!r}")
+    return files
 
 
 def _read_numpy(path: Path) -> dict[str, Any]:

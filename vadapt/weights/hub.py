@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from vadapt.errors import WeightsError
-from vadapt.weights.files import BESIDE, FILE_NAMES
+from vadapt.weights.files import BESIDE, FILE_NAMES, shards
 
 PREFIX = "hf:"
 ADAPTER = "adapter.safetensors"
@@ -178,7 +177,7 @@ def _shards(path: Path) -> list[str]:
     """The files that an index names."""
     if not path.name.endswith(_INDEX):
         return []
-    return sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    return shards(path)
 
 
 @contextlib.contextmanager
