@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs import linear_dinov2
+from vadapt.configs import linear_dinov2
 from vadapt.partition import human_bytes
 from vadapt.tasks import frozen_features
 from vadapt.tasks.segmentation import SegmentationTask

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from configs import pad_msip
+from vadapt.configs import pad_msip
 from vadapt.data.fields import stack
 from vadapt.data.msip import IMAGES, Msip
 from vadapt.data.roi_table import PACKED, RoiTable

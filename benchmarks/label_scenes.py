@@ -10,7 +10,7 @@ results file already holds are not done again.
 from __future__ import annotations
 
 from benchmarks.seeds import Entry, compare_domains
-from configs import gkgnet_coco
+from vadapt.configs import gkgnet_coco
 
 ONE = {"head.groups": 1}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.seeds import Entry, compare
-from configs import mae_scenes, pad_milan_msip, pad_msip
+from vadapt.configs import mae_scenes, pad_milan_msip, pad_msip
 from vadapt.tasks.probe import SceneProbe
 
 PARADIGMS = {

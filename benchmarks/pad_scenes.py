@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs import pad_msip
+from vadapt.configs import pad_msip
 from vadapt.run import run
 
 WHO = ("frozen", "adapted", "full")

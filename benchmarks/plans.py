@@ -52,7 +52,7 @@ class Store:
 
 def config_of(name: str) -> Any:
     """A config as it is run without arguments."""
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"vadapt.configs.{name}").get_config()
 
 
 def of_every_config(store: Store) -> str:

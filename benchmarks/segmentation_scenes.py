@@ -8,7 +8,7 @@ Minutes a run on two cores; runs that a results file already holds are not done 
 from __future__ import annotations
 
 from benchmarks.seeds import Entry, compare_domains
-from configs import linear_dinov2, rein_gta, spm_cityscapes
+from vadapt.configs import linear_dinov2, rein_gta, spm_cityscapes
 
 ENTRIES = {
     "linear": Entry(linear_dinov2, "scenes,linear"),

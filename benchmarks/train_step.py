@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.side_by_side import SECONDS, Missing, Row, Training, judge, measure, table
-from configs import pad_msip
+from vadapt.configs import pad_msip
 
 TOTAL_STEPS = 10_000  # of the schedule; more than any run here takes
 BATCHES = {

@@ -22,8 +22,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import gkgnet
+from vadapt.configs import parts
+from vadapt.configs.parts import gkgnet
 
 EPOCHS, IMAGES = 80, 82_783  # of COCO's train2014
 

@@ -16,8 +16,8 @@ Arguments are those of configs/gkgnet_coco.py; 448 is the default.
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import gkgnet
+from vadapt.configs import parts
+from vadapt.configs.parts import gkgnet
 
 IMAGES = 5011
 

@@ -21,7 +21,7 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
+from vadapt.configs import parts
 
 SIZES = {"small": 12, "base": 12, "large": 24, "giant": 40}  # blocks
 METHODS = {

@@ -8,8 +8,8 @@ Half an hour on two CPU cores. The thermal view is never seen.
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import pad
+from vadapt.configs import parts
+from vadapt.configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:

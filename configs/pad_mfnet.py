@@ -19,8 +19,8 @@ Arguments: those of `pad_soda`.
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import pad
+from vadapt.configs import parts
+from vadapt.configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:

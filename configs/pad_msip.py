@@ -5,7 +5,7 @@ Reproduces the pre-training of the paper's main row: MAE ViT-B/16 (ImageNet-1k, 
 FLIR 45.2 AP, SODA 68.4 mIoU, MFNet 47.2 / 48.8 mIoU (val / test), about +-0.1; full continued
 pre-training 44.4, 67.0, 46.4 / 47.7.
 
-    python -m datasets.msip RAW --out MSIP           # from the eight downloads; says what lacks
+    python -m vadapt.datasets.msip RAW --out MSIP    # from the eight downloads; says what lacks
     python -m vadapt.data.roi_candidates MSIP        # once: where crops may be drawn
     python -m vadapt.main --config=configs/pad_msip.py --workdir=runs/pad \\
         --config.data.path=MSIP --config.model.weights=mae_pretrain_vit_base_full.pth
@@ -28,8 +28,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import pad
+from vadapt.configs import parts
+from vadapt.configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:

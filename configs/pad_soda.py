@@ -24,8 +24,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import pad
+from vadapt.configs import parts
+from vadapt.configs.parts import pad
 
 
 def get_config(arg: str = "") -> ConfigDict:

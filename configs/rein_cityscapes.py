@@ -20,8 +20,8 @@ Arguments (after a colon, joined by commas): those of `rein_gta` but for its tra
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import rein
+from vadapt.configs import parts
+from vadapt.configs.parts import rein
 
 LARGE_TESTS = {"cityscapes": (2048, 1024), "acdc": (1920, 1080)}  # longest, shortest side
 

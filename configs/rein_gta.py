@@ -32,8 +32,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import rein
+from vadapt.configs import parts
+from vadapt.configs.parts import rein
 
 MORE = ("synthia", "urbansyn")
 

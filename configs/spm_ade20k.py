@@ -21,8 +21,8 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import spm
+from vadapt.configs import parts
+from vadapt.configs.parts import spm
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -16,8 +16,8 @@ Arguments: those of `spm_ade20k`.
 
 from ml_collections import ConfigDict
 
-from configs import parts
-from configs.parts import spm
+from vadapt.configs import parts
+from vadapt.configs.parts import spm
 
 
 def get_config(arg: str = "") -> ConfigDict:

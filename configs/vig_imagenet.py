@@ -19,7 +19,7 @@ Arguments (after a colon, joined by commas):
 
 from ml_collections import ConfigDict
 
-from configs import parts
+from vadapt.configs import parts
 
 SIZES = ("ti", "s", "m", "b")
 EPOCHS, IMAGES = 300, 1_281_167

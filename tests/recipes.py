@@ -10,7 +10,7 @@ CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs"
 
 
 def config_of(name, argument=""):
-    return importlib.import_module(f"configs.{name}").get_config(argument)
+    return importlib.import_module(f"vadapt.configs.{name}").get_config(argument)
 
 
 # Without those whose version on scenes is another's to the letter: the same programs again.

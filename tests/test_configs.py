@@ -124,13 +124,13 @@ def test_the_papers_other_paradigms_are_arguments(paradigm, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_says_what_it_is(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = importlib.import_module(f"vadapt.configs.{name}").__doc__
     assert "python -m vadapt.main" in text
     assert "scenes" in text
 
 
 def test_paper_settings_are_the_papers():
-    from configs import pad_msip
+    from vadapt.configs import pad_msip
 
     config = pad_msip.get_config()
     assert OptimizerSettings.of(config.optimizer).peak(config.batch_size) == pytest.approx(1.6e-3)
@@ -141,7 +141,7 @@ def test_paper_settings_are_the_papers():
 
 
 def test_unknown_arguments_say_what_is_allowed():
-    from configs import pad_msip
+    from vadapt.configs import pad_msip
 
     with pytest.raises(ValueError, match="full_layer_decay"):
         pad_msip.get_config("scenes,ful")
@@ -193,7 +193,7 @@ def test_pads_segmenter_is_the_papers():
 
 
 def test_several_training_sets_and_test_sets_are_arguments():
-    from configs import rein_cityscapes, rein_gta
+    from vadapt.configs import rein_cityscapes, rein_gta
 
     config = rein_gta.get_config("synthia,acdc,bdd100k")
     config.root = "/sets"

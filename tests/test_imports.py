@@ -13,7 +13,7 @@ PACKAGE = ROOT / "vadapt"
 # From the ground up; a file imports from its own floor or one below. `training` stands beside the
 # models: it knows the partition, and no task.
 FLOORS = [
-    {"errors", "options", "registry", "command_line", "__init__"},
+    {"beside", "configs", "datasets", "errors", "options", "registry", "command_line", "__init__"},
     {"partition", "packages", "remat", "micro_batches", "sharding", "drawing"}
     | {"kernels", "losses", "data", "metrics"},
     {"nn"},
@@ -211,6 +211,17 @@ def test_importing_vadapt_does_not_even_import_jax():
     # time itself is measured by benchmarks/import_time.py.
     code = "import sys, vadapt; print([name for name in ('jax', 'flax') if name in sys.modules])"
     assert in_a_fresh_interpreter(code) == "[]"
+
+
+def test_a_clone_does_not_hide_the_datasets_of_hugging_face(tmp_path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "__init__.py").write_text("theirs = True\n")
+    code = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); import datasets; print(datasets.theirs)"
+    )
+    assert in_a_fresh_interpreter(code) == "True"
+    code += "; from vadapt.datasets.msip.layouts import TOTAL; print(TOTAL)"
+    assert in_a_fresh_interpreter(code).split() == ["True", "178756"]
 
 
 def test_every_public_name_is_there():

@@ -35,6 +35,8 @@ def spawn(*arguments):
         ([SCENES, "--config.opt_lr=1"], "unknown setting config.opt_lr; .*'optimizer.lr'"),
         (["--config=configs/pad_msip.py:scnes"], r"unknown argument \['scnes'\]; allowed: small"),
         (["--config=configs/pad_mspi.py"], "no config file .*; nearest: 'configs/pad_msip.py'"),
+        (["--config=pad_mspi"], "no config file 'pad_mspi'; nearest: 'pad_msip'"),
+        (["--config=pad_msip:scnes"], r"--config=pad_msip:scnes: unknown argument \['scnes'\]"),
         ([SCENES, "--config.total_steps=many"], "config.total_steps=many: .*expected int"),
         ([SCENES, "--config.data.image_size=64"], "image_size takes 2 values, .*=64,64"),
         (
@@ -44,7 +46,7 @@ def spawn(*arguments):
         ([SCENES, "--mode=tran"], r"--mode=tran: .*<train\|resume\|evaluate>"),
         ([SCENES, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         ([SCENES, "x"], r"unexpected arguments \['x'\]"),
-        ([], "--config missing"),
+        ([], "--config missing; expected --config=pad_msip:scenes --workdir=DIR"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_a_few_lines(tmp_path, arguments, message):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import pad_msip
-from datasets.msip.__main__ import main as make_msip
 from tests import compiled
 from tests.datasets.test_msip import fake_downloads
 from vadapt import models
+from vadapt.configs import pad_msip
 from vadapt.data.msip import Msip
 from vadapt.data.roi_candidates import main as compute_candidates
 from vadapt.data.scenes import SceneOptions, make_scene
+from vadapt.datasets.msip.__main__ import main as make_msip
 from vadapt.run import run
 from vadapt.tasks import make_task
 from vadapt.training.loop import fit

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import pad_msip
 from tests.tasks.test_multilabel import scenes
 from vadapt import predict
+from vadapt.configs import pad_msip
 from vadapt.data import pipeline
 from vadapt.data.multilabel import SceneLabels
 from vadapt.run import run

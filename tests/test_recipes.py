@@ -8,6 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.recipes import CONFIGS, config_of
+from vadapt.command_line import help_of, load_config
+from vadapt.errors import ConfigError
 from vadapt.training.former_settings import comparable, modernize
 
 ROOT = Path(__file__).parent.parent / "configs"
@@ -76,12 +78,31 @@ def test_former_names_of_settings_are_understood():
     assert config.optimizer.schedule.name == "polynomial"
 
 
+@pytest.mark.parametrize("folder", [ROOT.parent, None])
+def test_recipes_go_by_name_in_any_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder or tmp_path)
+    assert load_config("pad_msip:scenes").to_dict() == config_of("pad_msip", "scenes").to_dict()
+    assert load_config("rein_gta").to_dict() == config_of("rein_gta").to_dict()
+    assert help_of("pad_soda").startswith("PAD downstream, segmentation of SODA")
+    assert load_config(str(ROOT / "rein_gta.py")).to_dict() == load_config("rein_gta").to_dict()
+    for wrong in ("pad_mspi:scenes", "parts", ""):
+        with pytest.raises(ConfigError, match=r"no config file .*'pad_msip'"):
+            load_config(wrong)
+
+
+def test_a_file_of_ones_own_goes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = "from vadapt.configs import pad_soda\nget_config = pad_soda.get_config\n"
+    (tmp_path / "rein_gta").write_text(own)
+    assert load_config("rein_gta").to_dict() == config_of("pad_soda").to_dict()
+
+
 def test_no_recipe_imports_another():
     for path in ROOT.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("configs"):
+            if isinstance(node, ast.ImportFrom) and "configs" in (node.module or ""):
                 names = {alias.name for alias in node.names}
-                assert names == {"parts"} or node.module.startswith("configs.parts"), path
+                assert names == {"parts"} or node.module.startswith("vadapt.configs.parts"), path
 
 
 def test_no_two_recipes_share_ten_lines_in_a_row():

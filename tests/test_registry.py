@@ -82,7 +82,7 @@ class Task(SegmentationTask):
 
 SOURCELESS = (
     *("tasks", "sources", "losses of pixels", "necks", "heads of labels"),
-    *("optimizers", "schedules"),
+    *("optimizers", "schedules", "recipes"),
 )
 
 

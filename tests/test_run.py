@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 import vadapt
-from configs import linear_dinov2, pad_msip
 from tests import compiled
 from tests.training.toy import full_disk
 from vadapt import run
 from vadapt.backbones.vit import ViT
 from vadapt.command_line import change
+from vadapt.configs import linear_dinov2, pad_msip
 from vadapt.data.pipeline import data_sets
 from vadapt.errors import ConfigError, DataError, TrainingError
 from vadapt.runtime.lock import locked

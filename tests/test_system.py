@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import gkgnet_coco, linear_dinov2, pad_msip
 from vadapt import system
+from vadapt.configs import gkgnet_coco, linear_dinov2, pad_msip
 from vadapt.errors import ConfigError, WeightsError
 from vadapt.heads import segmentation_head
 from vadapt.partition import variables

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import vadapt
-from configs import linear_dinov2
 from vadapt import trained
+from vadapt.configs import linear_dinov2
 from vadapt.errors import ConfigError, DataError, WeightsError
 from vadapt.run import run
 from vadapt.tasks import make_task

@@ -1,13 +1,15 @@
-"""A catalogue of parts, a line for each: its name, what it is, and its source."""
+"""A catalogue of recipes and parts, a line for each: its name, what it is, and its source."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vadapt import configs
 from vadapt.adapters import METHODS
 from vadapt.backbones.families import BACKBONES
 from vadapt.backbones.named import Backbone
@@ -22,6 +24,7 @@ from vadapt.training.optimizers import OPTIMIZERS
 from vadapt.training.schedules import SCHEDULES
 
 KINDS: dict[str, Mapping[str, Any]] = {
+    "recipes": {x: importlib.import_module(f"vadapt.configs.{x}") for x in configs.names()},
     "backbones": BACKBONES,
     "adapters": METHODS,
     "necks": NECKS,

@@ -14,9 +14,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vadapt import configs
 from vadapt.errors import ConfigError, VadaptError, nearest
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:ARGUMENT]; see configs/.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "NAME[:ARGUMENT] of a recipe that comes with vadapt (`vadapt list recipes`), or a file of your "
+    "own, FILE.py[:ARGUMENT].",
+)
 DROP = flags.DEFINE_list(
     "drop", [], "Settings of the config to do without, such as method.fusion,method.scale."
 )
@@ -47,15 +53,15 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
             print(help_of(name))
             sys.exit(0)
         argv, added = split_options(argv)
-        sys.argv = argv  # where ml_collections looks for overrides
         defaults = _check_overrides(argv)
+        argv = sys.argv = _with_file(argv)  # where ml_collections looks for overrides
         rest = flags.FLAGS(argv)
         needed = ["config", *(() if PRINT.value else required)]
         missing = [f"--{name}" for name in needed if flags.FLAGS[name].value is None]
         if missing:
             raise ConfigError(
                 f"{' and '.join(missing)} missing; expected "
-                f"--config=configs/pad_msip.py:scenes {example}, or --help"
+                f"--config=pad_msip:scenes {example}, or --help"
             )
         if len(rest) > 1:
             raise ConfigError(f"unexpected arguments {rest[1:]}; settings are --config.name=value")
@@ -85,7 +91,8 @@ def help_of(name: str) -> str:
         ConfigError: see `load_config`.
     """
     settings = "\n".join(f"    {line}" for line in _spoken(load_config(name)))
-    words = ast.get_docstring(ast.parse(Path(name.partition(":")[0]).read_text(encoding="utf-8")))
+    file = Path(_file_of(name).partition(":")[0])
+    words = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     return (
         f"{words}\n\nSettings of {name}, all of which can be changed by such flags:\n\n{settings}"
     )
@@ -103,6 +110,26 @@ def _config_name(argv: Sequence[str]) -> str:
     return names[-1] if names else ""
 
 
+def _file_of(name: str) -> str:
+    """FILE[:ARGUMENT] for the bare name of a recipe; a file that is there goes before it."""
+    file, colon, argument = name.partition(":")
+    if Path(file).is_file() or file not in configs.names():
+        return name
+    return f"{configs.FOLDER / file}.py{colon}{argument}"
+
+
+def _with_file(argv: Sequence[str]) -> list[str]:
+    """Arguments with the file of a recipe in the place of its bare name."""
+    found = []
+    for before, argument in zip(["", *argv[:-1]], argv, strict=True):
+        if given := re.match(r"--?config=", argument):
+            argument = given[0] + _file_of(argument[given.end() :])
+        elif before in ("--config", "-config"):
+            argument = _file_of(argument)
+        found.append(argument)
+    return found
+
+
 def _spoken(config: ConfigDict) -> list[str]:
     """Every setting as a flag, in the recipe's order."""
     shown = []
@@ -116,14 +143,15 @@ def _spoken(config: ConfigDict) -> list[str]:
 
 
 def load_config(name: str) -> ConfigDict:
-    """The settings of FILE or FILE:ARGUMENT.
+    """The settings of NAME, a recipe that comes with vadapt, or FILE; with :ARGUMENT or without.
 
     Raises:
-        ConfigError: no such file, or it refuses the argument.
+        ConfigError: there is no such recipe or file, or it refuses the argument.
     """
-    file, colon, argument = name.partition(":")
+    file, colon, argument = _file_of(name).partition(":")
     if not Path(file).is_file():
-        there = [path.as_posix() for path in sorted(Path("configs").glob("*.py"))]
+        own = [*Path("configs").glob("*.py"), *Path().glob("*.py")]
+        there = [*configs.names(), *(path.as_posix() for path in own)]
         raise ConfigError(f"no config file {file!r}; {nearest(file, there)}")
     get_config = runpy.run_path(file)["get_config"]
     try:

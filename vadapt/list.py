@@ -1,4 +1,4 @@
-"""List what there is: `python -m vadapt.list [backbones|adapters|heads|...]`."""
+"""List what there is: `python -m vadapt.list [recipes|backbones|adapters|heads|...]`."""
 
 import os
 import sys

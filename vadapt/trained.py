@@ -32,7 +32,7 @@ from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.base import BACKBONE
 from vadapt.weights.files import READERS, read_arrays
 from vadapt.weights.hub import ADAPTER, PREFIX, local_adapter
-from vadapt.weights.load import ASSETS
+from vadapt.weights.sources import ASSETS
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ A part gives a section every field that it has, with the usual value; what a rec
 gives itself. Systems that several recipes train are modules of their own: `parts.rein` and so on.
 """
 
-from configs.parts.arguments import one_of, words
-from configs.parts.data import (
+from vadapt.configs.parts.arguments import one_of, words
+from vadapt.configs.parts.data import (
     SCENES,
     THERMAL,
     folders_and_masks,
@@ -13,7 +13,7 @@ from configs.parts.data import (
     infrared_images,
     test_scenes,
 )
-from configs.parts.sections import (
+from vadapt.configs.parts.sections import (
     adamw,
     backbone,
     evaluation,

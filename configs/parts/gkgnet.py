@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import parts
+from vadapt.configs import parts
 
 SIDES = ("448", "576")
 SIZES = {"tiny": "pvig_ti", "small": "pvig_s"}

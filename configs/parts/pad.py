@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import parts
+from vadapt.configs import parts
 
 SIZES = ("small", "base", "large")
 EPOCH = 43  # steps of 4096 images in the 178,756 of MSIP, the last incomplete batch dropped

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import parts
+from vadapt.configs import parts
 
 # Weights, options of the backbone, numbers of the tapped blocks.
 L24 = (7, 11, 15, 23)

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import parts
+from vadapt.configs import parts
 
 # Backbone, weights, options, and what a head looks at: blocks that end stages, or stages.
 PATCH16 = {"patch_size": 16, "position_resize": "cubic"}

@@ -1,4 +1,4 @@
-"""Prepares COCO with labels of whole images: python -m datasets.coco_labels ROOT --tfds DIR"""
+"""COCO with labels of whole images: python -m vadapt.datasets.coco_labels ROOT --tfds DIR"""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    from datasets import labelled
-    from datasets.coco_labels.coco_labels_dataset_builder import Builder
+    from vadapt.datasets import labelled
+    from vadapt.datasets.coco_labels.coco_labels_dataset_builder import Builder
 
     return labelled.main(Builder, __doc__, arguments)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.labelled import LabelsBuilder
+from etils import epath
+
 from vadapt.data.label_files import Labels, read_coco
+from vadapt.datasets.labelled import LabelsBuilder
 
 SPLITS = ("train", "val")
 
@@ -14,6 +16,7 @@ SPLITS = ("train", "val")
 class Builder(LabelsBuilder):
     """From `annotations/instances_*2014.json` and the images: see README.md."""
 
+    pkg_dir_path = epath.Path(__file__).parent  # by its name, TFDS finds another in a clone
     has_areas = True
 
     def read(self, path: Path) -> Mapping[str, Labels]:

@@ -1,8 +1,8 @@
 """Makes MSIP from the downloads of its eight data sets.
 
-python -m datasets.msip RAW                 what is there, what is missing, where to get it
-python -m datasets.msip RAW --out MSIP      the folders <sub-set>/thermal, and a manifest
-python -m datasets.msip MSIP --tfds DIR     a data set of TFDS, from either kind of folder
+python -m vadapt.datasets.msip RAW                 what is there, what is missing, where to get it
+python -m vadapt.datasets.msip RAW --out MSIP      the folders <sub-set>/thermal, and a manifest
+python -m vadapt.datasets.msip MSIP --tfds DIR     a data set of TFDS, from either kind of folder
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 if images of one of the eight are missing."""
-    from datasets.msip import assemble
+    from vadapt.datasets.msip import assemble
 
     parser = argparse.ArgumentParser(
-        prog="python -m datasets.msip",
+        prog="python -m vadapt.datasets.msip",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _prepare(path: str, data_dir: str) -> None:
     import tensorflow_datasets as tfds
 
-    from datasets.msip.msip_dataset_builder import Builder
+    from vadapt.datasets.msip.msip_dataset_builder import Builder
 
     builder = Builder(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.msip.layouts import PARTS, TOTAL, Part, content, plain
+from vadapt.datasets.msip.layouts import PARTS, TOTAL, Part, content, plain
 
 MANIFEST = "manifest.tsv"
 IMAGES = "thermal"

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
-from datasets.msip import assemble
 from vadapt.data.msip import list_images, list_subsets
 from vadapt.data.roi_table import NO_ROIS, SubsetRois
+from vadapt.datasets.msip import assemble
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """From the raw downloads, or from the assembled folders: see README.md."""
 
+    pkg_dir_path = epath.Path(__file__).parent  # by its name, TFDS finds another in a clone
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The eight data sets of the paper."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Give as manual_dir either the folder of the eight downloads (python -m datasets.msip RAW lists
-    what is missing and where to get it) or the assembled one, with <sub-set>/thermal/<image>.
+    Give as manual_dir either the folder of the eight downloads (python -m vadapt.datasets.msip RAW
+    lists what is missing and where to get it) or the assembled one: <sub-set>/thermal/<image>.
     """
 
     def _info(self) -> tfds.core.DatasetInfo:

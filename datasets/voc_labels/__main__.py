@@ -1,4 +1,4 @@
-"""Prepares VOC with labels of whole images: python -m datasets.voc_labels ROOT --tfds DIR"""
+"""VOC with labels of whole images: python -m vadapt.datasets.voc_labels ROOT --tfds DIR"""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    from datasets import labelled
-    from datasets.voc_labels.voc_labels_dataset_builder import Builder
+    from vadapt.datasets import labelled
+    from vadapt.datasets.voc_labels.voc_labels_dataset_builder import Builder
 
     return labelled.main(Builder, __doc__, arguments)
 

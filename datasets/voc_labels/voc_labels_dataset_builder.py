@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from datasets.labelled import LabelsBuilder
+from etils import epath
+
 from vadapt.data.label_files import Labels, read_voc, voc_root
+from vadapt.datasets.labelled import LabelsBuilder
 
 SPLITS = ("trainval", "test")
 
 
 class Builder(LabelsBuilder):
     """From Annotations, ImageSets and JPEGImages: see README.md."""
+
+    pkg_dir_path = epath.Path(__file__).parent  # by its name, TFDS finds another in a clone
 
     def read(self, path: Path) -> Mapping[str, Labels]:
         lists = voc_root(path) / "ImageSets" / "Main"

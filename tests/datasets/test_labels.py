@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import importlib, json, sys
 name, root, out, split = sys.argv[1:]
-importlib.import_module(f"datasets.{name}.__main__").main([root, "--tfds", out])
+importlib.import_module(f"vadapt.datasets.{name}.__main__").main([root, "--tfds", out])
 from vadapt.data.multilabel import TfdsLabels
 source = TfdsLabels(name, split, data_dir=out)
 places = sorted(range(len(source)), key=lambda i: str(source[i]["file"]))
@@ -57,7 +57,7 @@ def test_voc(tmp_path):
 
 @pytest.mark.parametrize("name", ["coco_labels", "voc_labels"])
 def test_a_folder_without_the_data_set_is_refused(name, tmp_path):
-    command = [sys.executable, "-m", f"datasets.{name}", str(tmp_path), "--tfds", str(tmp_path)]
+    command = [sys.executable, "-m", f"vadapt.datasets.{name}", tmp_path, "--tfds", tmp_path]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode
     assert "DataError" in result.stderr

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.msip import __main__ as command
-from datasets.msip import assemble
-from datasets.msip.layouts import PARTS, TOTAL, content
 from vadapt.data.msip import Msip, list_images
+from vadapt.datasets.msip import __main__ as command
+from vadapt.datasets.msip import assemble
+from vadapt.datasets.msip.layouts import PARTS, TOTAL, content
 from vadapt.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +219,7 @@ def test_wrong_trees_are_named(tmp_path):
 SCRIPT = """
     import json, sys
     import numpy as np
-    from datasets.msip.__main__ import main
+    from vadapt.datasets.msip.__main__ import main
     from vadapt.data.roi_table import RoiTable
     from vadapt.data.sources import Tfds
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import linear_dinov2
 from tests.training.toy import full_disk
 from vadapt import sharding
+from vadapt.configs import linear_dinov2
 from vadapt.data.scenes import CLASSES
 from vadapt.errors import ConfigError, DataError, TrainingError
 from vadapt.run import run

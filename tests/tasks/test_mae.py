@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import pad_msip
+from vadapt.configs import pad_msip
 from vadapt.partition import count, flatten, split
 from vadapt.tasks import make_task
 from vadapt.tasks.mae import MAETask, random_masking

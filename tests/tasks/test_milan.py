@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import pad_milan_msip
 from tests.tasks.test_mae import shrunk_for_tests
 from vadapt.backbones.vit import VARIANTS
+from vadapt.configs import pad_milan_msip
 from vadapt.errors import ConfigError
 from vadapt.losses.features import cosine_distance
 from vadapt.partition import Frozen, count, flatten, merge, split

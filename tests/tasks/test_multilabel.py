@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import gkgnet_coco, gkgnet_voc, parts, vig_imagenet
+from vadapt.configs import gkgnet_coco, gkgnet_voc, parts, vig_imagenet
 from vadapt.data import pipeline
 from vadapt.data.multilabel import SceneLabels
 from vadapt.errors import ConfigError

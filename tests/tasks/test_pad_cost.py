@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from configs import pad_msip
 from tests.training.test_step import lowered_step
+from vadapt.configs import pad_msip
 from vadapt.tasks import make_task
 
 

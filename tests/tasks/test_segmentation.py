@@ -11,9 +11,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import linear_dinov2, pad_soda, parts, spm_cityscapes
 from tests import compiled
 from vadapt import adapters, models, predict
+from vadapt.configs import linear_dinov2, pad_soda, parts, spm_cityscapes
 from vadapt.data import pipeline
 from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
 from vadapt.data.sources import Joined

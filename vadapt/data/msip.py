@@ -1,6 +1,6 @@
 """MSIP, the infrared images of PAD, from its assembled folders: `<root>/<sub-set>/thermal/<image>`.
 
-`python -m datasets.msip` makes such folders from the eight public data sets, and `python -m
+`python -m vadapt.datasets.msip` makes such folders from the eight public data sets, and `python -m
 vadapt.data.roi_candidates ROOT` adds the candidates of objects.
 """
 

@@ -1,1 +1,0 @@
-"""Builders for TensorFlow Datasets, one folder a data set; run from the root of the repository."""
