@@ -13,7 +13,7 @@ from vadapt import configs
 from vadapt.adapters import METHODS
 from vadapt.backbones.families import BACKBONES
 from vadapt.backbones.named import Backbone
-from vadapt.command_line import print_error
+from vadapt.command_line import print_error, program
 from vadapt.data.pipeline import SOURCES
 from vadapt.errors import ConfigError, nearest
 from vadapt.heads import DECODERS, LABELS, SEGMENTATION
@@ -89,6 +89,14 @@ def lines(kind: str) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the kinds that are asked for, or all; 1 if there is no such kind."""
+    if {"-h", "--help"} & {*arguments}:
+        called = program("list", "vadapt.list")
+        print(
+            f"usage: {called} [KIND ...]\n\nList what there is, a line each. Kinds:",
+            *KINDS,
+            sep="\n  ",
+        )
+        return 0
     known = {name: kind for kind in KINDS for name in (kind.split()[0], kind)}
     if unknown := [asked for asked in arguments if asked not in known]:
         print_error(ConfigError(f"unknown kind {unknown[0]!r}; {nearest(unknown[0], known)}"))

@@ -55,7 +55,7 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
         argv, added = split_options(argv)
         defaults = _check_overrides(argv)
         argv = sys.argv = _with_file(argv)  # where ml_collections looks for overrides
-        rest = flags.FLAGS(argv)
+        rest = _parsed(argv)
         needed = ["config", *(() if PRINT.value else required)]
         missing = [f"--{name}" for name in needed if flags.FLAGS[name].value is None]
         if missing:
@@ -82,6 +82,13 @@ def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:
         wrong = ConfigError(f"{error}{hint}")
     print_error(wrong)
     sys.exit(1)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:  # absl has printed the help that was asked for, and ends with 1
+        sys.exit(0)
 
 
 def help_of(name: str) -> str:
@@ -275,6 +282,12 @@ def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
+
+
+def program(command: str, module: str) -> str:
+    """How this program was started: as `vadapt COMMAND`, else as `python -m MODULE`."""
+    started = Path(sys.orig_argv[1]).stem if len(sys.orig_argv) > 1 else ""
+    return f"vadapt {command}" if started == "vadapt" else f"python -m {module}"
 
 
 def print_error(error: VadaptError) -> None:

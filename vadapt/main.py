@@ -1,5 +1,6 @@
 """Trains, resumes or evaluates a config: `python -m vadapt.main --config=FILE[:ARG] --workdir=DIR`.
 
+`vadapt train` and `vadapt evaluate` do the same. A recipe of vadapt goes by its name, without FILE.
 Any setting can be changed on the command line, as in `--config.total_steps=500`; `--help` with a
 config lists them all, `--print_config` shows what flags come to. The workdir gets
 

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vadapt.command_line import print_error
+from vadapt.command_line import print_error, program
 from vadapt.data.sources import IMAGE_SUFFIXES, find_files
 from vadapt.errors import ConfigError, DataError, VadaptError
 from vadapt.training.task import Prediction
@@ -232,7 +232,7 @@ def _some(names: Collection[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 if something cannot be used."""
     parser = argparse.ArgumentParser(
-        prog="python -m vadapt.predict",
+        prog=program("predict", "vadapt.predict"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

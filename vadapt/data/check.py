@@ -183,10 +183,10 @@ def _spoken(size: tuple[int, int]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 if something cannot be used."""
-    from vadapt.command_line import print_error
+    from vadapt.command_line import print_error, program
 
     parser = argparse.ArgumentParser(
-        prog="python -m vadapt.data.check",
+        prog=program("check", "vadapt.data.check"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

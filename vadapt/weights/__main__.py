@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vadapt.backbones.staged import Staged
-from vadapt.command_line import print_error
+from vadapt.command_line import print_error, program
 from vadapt.errors import ConfigError, VadaptError, WeightsError
-
-_EXAMPLE = "python -m vadapt.weights "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,8 +205,9 @@ def _size(sides: Sequence[int]) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    called = program("weights", "vadapt.weights")
     parser = argparse.ArgumentParser(
-        prog="python -m vadapt.weights", description="Weight files: inspect, export, merge, share."
+        prog=called, description="Weight files: inspect, check, export, merge, share."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -218,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
             run.__name__,
             help=text,
             description=text,
-            epilog="for example: " + _EXAMPLE + example,
+            epilog=f"for example: {called} {example}",
         )
         added.set_defaults(run=run)
         return added
