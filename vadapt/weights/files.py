@@ -261,7 +261,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     named = content.items() if isinstance(content, dict) else ()
-    tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
+    tensors = _flat(content, torch.Tensor)
     if not tensors:
         held = f"top-level keys: {list(content)[:8]}" if named else type(content).__name__
         raise WeightsError(f"{path.name!r} holds no tensors ({held})")
@@ -270,6 +270,18 @@ def _read_torch(path: Path) -> dict[str, Any]:
         name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         for name, value in tensors.items()
     }
+
+
+def _flat(content: Any, kind: type, depth: int = 4) -> dict[str, Any]:
+    """Tensors by name, those of a `teacher` and a `student` with these words before."""
+    found: dict[str, Any] = {}
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(name, str) and isinstance(value, kind):
+            found[name] = value
+        elif name in ("teacher", "student", "backbone") and depth:
+            inner = _flat(value, kind, depth - 1)
+            found |= {f"{name}.{key}": tensor for key, tensor in inner.items()}
+    return found
 
 
 def _read_folder(path: Path) -> dict[str, Any]:

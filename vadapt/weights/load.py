@@ -24,7 +24,7 @@ from vadapt.nn.positions import resample, resize_relative
 from vadapt.partition import Constant, Tree, flatten, variables
 from vadapt.weights import families, grids
 from vadapt.weights.base import remember
-from vadapt.weights.families import find_family, unwrapped
+from vadapt.weights.families import find_family, of_training, unwrapped
 from vadapt.weights.files import Lazy, is_finite, lazily
 from vadapt.weights.sources import Arrays, arrays_of
 from vadapt.weights.tables import convert
@@ -291,6 +291,7 @@ def _translate(
 
     Also the grids of position tables whose shapes say them.
     """
+    arrays, others = of_training(arrays)
     arrays = unwrapped(arrays)
     backbone = "backbone/" if hasattr(model, "backbone") else ""
     places = variables(model)
@@ -311,8 +312,8 @@ def _translate(
         absent = path is not None and path.split("/")[0] not in parts
         return table.passes_over(name) or absent
 
-    unused = [name for name in arrays if is_unused(name)]
-    passed_over = set(unused)
+    passed_over = {name for name in arrays if is_unused(name)}
+    unused = [*(name for name in arrays if name in passed_over), *others]
     used = {name: array for name, array in arrays.items() if name not in passed_over}
     converted, unknown = convert(used, table, backbone=backbone)
     return (

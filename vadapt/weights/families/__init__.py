@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,11 @@ from vadapt.errors import WeightsError
 from vadapt.weights.tables import Family, Table
 
 # What trainers of several processes, and of whole systems, put before every name.
-PREFIXES = ("module.", "backbone.")
+PREFIXES = ("module.", "model.", "backbone.")
+# What compilers and trainers put anywhere into names.
+_WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Trainings by self-distillation hold two models; the teacher is the one that is kept.
+_ROLE = re.compile(r"(?:(?:model|module|state_dict)\.)*(teacher|student)\.(?:module\.)*(.*)")
 # What stands beside `backbone.` in whole systems.
 BESIDE = ("decode_head.", "auxiliary_head.", "neck.")
 
@@ -40,11 +45,30 @@ def tables() -> tuple[Table, ...]:
     )
 
 
+def of_training(arrays: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """The backbone's arrays in a file of a self-distilling training, and the names of all others.
+
+    Of teacher and student it is the teacher's, and of what either holds what is under `backbone.`,
+    if anything is. Files of other trainings stay as they are, without what compilers add to names.
+    """
+    plain = {_WRAPPED.sub("", name): name for name in arrays}
+    roles = {name: match for name in plain if (match := _ROLE.fullmatch(name))}
+    wanted = "teacher" if any(match[1] == "teacher" for match in roles.values()) else "student"
+    chosen = {match[2]: plain[name] for name, match in roles.items() if match[1] == wanted}
+    if any(name.startswith("backbone.") for name in chosen):
+        chosen = {new: old for new, old in chosen.items() if new.startswith("backbone.")}
+    chosen = chosen or plain
+    kept = set(chosen.values())
+    found = {new: arrays[old] for new, old in chosen.items()}
+    return found, [name for name in arrays if name not in kept]
+
+
 def unwrapped(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arrays without a prefix that all names share, under the names of the tables.
 
     Names in `BESIDE` have no part in this.
     """
+    arrays, _ = of_training(arrays)
     for prefix in PREFIXES:
         for family in families():
             arrays = arrays if family.renamed is None else family.renamed(arrays)
