@@ -17,7 +17,7 @@ from vadapt.run import run
 from vadapt.tasks import make_task
 from vadapt.weights.adapter_file import load_adapter, read_info
 from vadapt.weights.files import read_arrays, read_header, write_arrays
-from vadapt.weights.load import ASSETS
+from vadapt.weights.sources import ASSETS
 
 pytestmark = pytest.mark.usefixtures("two_blocks")
 CLASSES, PALETTE = ("road", "car"), [[200, 10, 10], [10, 10, 200]]
