@@ -292,7 +292,7 @@ class Linear(nnx.Linear):
 class Stages(Staged):
     """A backbone of two stages of maps."""
 
-    widths = (4, 6)
+    widths, in_channels = (4, 6), 4
 
     def __init__(self):
         self.stages = nnx.List(

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from vadapt import models
 from vadapt.errors import WeightsError
@@ -80,12 +81,16 @@ def test_a_table_without_the_class_tokens_row():
         ((5, 10), 50, False, "5x10 places or of 7x7 places and a class token's row"),
     ],
 )
-def test_rows_that_may_mean_two_things_are_refused(grid, rows, class_token, words):
+def test_rows_that_may_mean_two_things_are_refused(tmp_path, grid, rows, class_token, words):
     made = model(*grid, class_token=class_token)
     arrays = {**values(made), "pos_embed": np.ones((rows, 8), np.float32)}
+    file = tmp_path / "foreign.safetensors"
+    save_file(arrays, file)
     with pytest.raises(WeightsError, match=words):
-        load_weights(made, arrays)
-    load_weights(made, arrays, grids={"pos_embed": grid})
+        load_weights(made, file)
+    load_weights(made, file, grids={"pos_embed": grid})
+    load_weights(made, arrays)  # whoever has arrays knows their grid: it is the model's
+    assert made.pos_embed[...].min() == 1.0
 
 
 def test_older_files_of_vadapt_may_be_of_any_grid(tmp_path):

@@ -78,6 +78,8 @@ def facts_of(backbone: Any) -> Facts:
     if not isinstance(backbone, ViT | SAMEncoder):
         return {}
     blocks: list[Any] = list(backbone.blocks)
+    if not blocks:
+        return {}
     block = blocks[0]
     mlp = block.mlp.inner
     act = "silu" if isinstance(mlp, SwiGLU) else _name_of(getattr(mlp, "activation", gelu_exact))

@@ -98,7 +98,7 @@ class Fitted(NamedTuple):
     assumed: str = ""
 
 
-def fit(table: Any, owner: Any, known: Grid | None, own: bool) -> Fitted:
+def fit(table: Any, owner: Any, known: Grid | None, *, own: bool, in_file: bool) -> Fitted:
     """A file's table at the grid of the module that it is for, and what was done to it.
 
     Args:
@@ -106,6 +106,8 @@ def fit(table: Any, owner: Any, known: Grid | None, own: bool) -> Fitted:
         owner: has a `grid`.
         known: the table's grid, if the source says it.
         own: whether it is from a file of vadapt's, which may be of any grid.
+        in_file: whether it is from any file; a caller who has arrays knows their grid, so that
+            those of the model's own number of places are of its grid.
 
     Returns:
         The table as it is where its number of rows cannot be explained, to be told by its shape.
@@ -117,9 +119,11 @@ def fit(table: Any, owner: Any, known: Grid | None, own: bool) -> Fitted:
     wanted = tuple(owner.grid)
     source, lacking = known, False
     if source is None:
-        square, bare = _square(rows - extra), _square(rows) if extra == 1 else None
-        with_token = _square(rows - 1) if extra == 0 else None
         same = wanted if rows == extra + math.prod(wanted) else None
+        doubtful = in_file or same is None
+        square = _square(rows - extra)
+        bare = _square(rows) if extra == 1 and doubtful else None
+        with_token = _square(rows - 1) if extra == 0 and doubtful else None
         explanations = [
             f"{grid[0]}x{grid[1]} {words}"
             for grid, words in (

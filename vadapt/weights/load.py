@@ -371,7 +371,7 @@ def _misfits(path: str, array: Any, place: nnx.Variable) -> bool:
 
 def _fit_positions(path: str, table: Any, model: nnx.Module, report: Report, source: Arrays) -> Any:
     owner, known = _owner(model, path), grids.grid_for(path, source.grids)
-    fitted = grids.fit(table, owner, known, source.own)
+    fitted = grids.fit(table, owner, known, own=source.own, in_file=source.is_file)
     report.resized += [f"{path}: {fitted.resized}"] if fitted.resized else []
     report.assumed += [f"{path}: {fitted.assumed}"] if fitted.assumed else []
     return fitted.table
