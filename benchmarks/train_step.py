@@ -99,9 +99,9 @@ def vadapt_training(job: Job, paradigm: str) -> Training:
     from vadapt.training.step import cast
 
     config = job.config(paradigm)
-    task = MAETask(config)
     if job.depth:
-        task.backbone_options = {**task.backbone_options, "depth": job.depth}
+        config.model.options.depth = job.depth
+    task = MAETask(config)
     parts = split(task.build(), config.trainable)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     program = make_program(parts, task, config, mesh)
