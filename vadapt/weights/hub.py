@@ -94,11 +94,10 @@ def download(
     """
     address = parse(source)
     hub = client()
-    names, offline = [address.file or ""], None
-    if address.file is None:
-        names, offline = (
-            (list(FILE_NAMES), None) if local_only else _present(address, endpoint, token)
-        )
+    listed, offline = (None, None) if local_only else _listed(address, endpoint, token)
+    names = [address.file] if address.file else list(FILE_NAMES)
+    if listed is not None and not address.file:
+        names = [name for name in names if name in listed][:1]
     for name in names:
         fetch = functools.partial(
             hub.hf_hub_download,
@@ -119,9 +118,10 @@ def download(
                 continue
             for shard in _shards(path):
                 fetch(filename=Path(name).with_name(shard).as_posix())
-            for beside in BESIDE:
-                with contextlib.suppress(hub.errors.EntryNotFoundError):
-                    fetch(filename=Path(name).with_name(beside).as_posix())
+            for beside in (Path(name).with_name(one).as_posix() for one in BESIDE):
+                if listed is None or beside in listed:
+                    with contextlib.suppress(hub.errors.EntryNotFoundError):
+                        fetch(filename=beside)
             return path
     if offline is not None:
         raise WeightsError(
@@ -153,10 +153,10 @@ def client() -> Any:
     return huggingface_hub
 
 
-def _present(
+def _listed(
     address: Address, endpoint: str | None, token: str | None
-) -> tuple[list[str], Exception | None]:
-    """The first of `FILE_NAMES` that a repository has; all, and why, if nobody can be asked."""
+) -> tuple[set[str] | None, Exception | None]:
+    """The files that a repository has; None, and why, if nobody can be asked."""
     hub = client()
     with explained(address):
         try:
@@ -166,11 +166,10 @@ def _present(
         except hub.errors.HfHubHTTPError as error:
             if error.response is None or error.response.status_code < 500:
                 raise
-            return list(FILE_NAMES), error
+            return None, error
         except _failures() as error:  # no network
-            return list(FILE_NAMES), error
-    there = {sibling.rfilename for sibling in info.siblings or ()}
-    return [name for name in FILE_NAMES if name in there][:1], None
+            return None, error
+    return {sibling.rfilename for sibling in info.siblings or ()}, None
 
 
 def _shards(path: Path) -> list[str]:
