@@ -77,18 +77,22 @@ def run(
             f"--mode={mode}: no complete checkpoint under {str(workdir)!r}; --mode=train starts one"
         )
     if evaluating:
-        return _evaluate(config, workdir, workdir if out is None else Path(out), devices)
+        out = workdir if out is None else Path(out)
+        return _evaluate(config, workdir, checkpoints, out, devices)
     with locked(workdir):
         return _train(config, workdir, checkpoints, devices)
 
 
 def _evaluate(
-    config: Config, workdir: Path, out: Path, devices: Sequence[Any] | None
+    config: Config,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    out: Path,
+    devices: Sequence[Any] | None,
 ) -> dict[str, float]:
     """The scores of the newest checkpoint; nothing is written but in `out`."""
     check_same(config, workdir, free=(*FREE, *FREE_TO_EVALUATE))
     config = without_cache(config)
-    checkpoints = open_checkpoints(config, workdir)
     task = make_task(config)
     latest = checkpoints.latest()
     outcome = fit(task, config, out, stop_at=latest, devices=devices, checkpoints=checkpoints)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from vadapt.partition import Adapter, Prompt, merge, split, variables
 from vadapt.run import ABOUT
 from vadapt.tasks import TASKS, make_task
 from vadapt.tasks.inputs import normalise
+from vadapt.training.claim import read_json
 from vadapt.training.loop import open_checkpoints
 from vadapt.training.program import make_program
 from vadapt.training.task import Prediction, Predicts, Task
@@ -239,7 +239,7 @@ def _find(run: str | Path) -> _Held:
     else:
         path = local_adapter(name)
     workdir = path.parent.absolute()
-    held, about = _read(workdir / "config.json"), _read(workdir / ABOUT)
+    held, about = read_json(workdir / "config.json"), read_json(workdir / ABOUT)
     info = read_info(path) if path.is_file() else None
     settings = held
     if info is not None:
@@ -264,10 +264,6 @@ def _find(run: str | Path) -> _Held:
 def _known(info: AdapterInfo) -> dict[str, Any]:
     found = {"classes": info.classes, "palette": info.extra.get("palette")}
     return {key: value for key, value in found.items() if value}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _changed(config: Any, section: str, name: str, value: Any) -> Any:

@@ -53,14 +53,16 @@ class Unseen:
         self._told: set[str] = set()
 
     def tell(self, where: str, classes: Sequence[str], totals: Num[np.ndarray, " k"]) -> None:
-        """Warn of classes without a label, as the logger "vadapt.data".
+        """Warn of classes without a label, as the logger "vadapt.data" of process 0.
 
         Args:
             where: what was looked through, for the message.
             totals: labels of each class there.
         """
+        import jax  # which reading threads have no need of
+
         absent = [name for name, total in zip(classes, totals, strict=True) if not total]
-        if not absent or where in self._told:
+        if not absent or where in self._told or jax.process_index() > 0:
             return
         self._told.add(where)
         more = len(absent) - _SHOWN

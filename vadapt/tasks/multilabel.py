@@ -140,9 +140,11 @@ class MultilabelTask:
         for name, data in pipeline.evaluation_sets(self.config, on).items():
             answers = self.answers(model, data, f"testing on {name}")
             scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
-            self._tell(f"test set {name!r}", (answers.rows()[1] > 0).sum(axis=0))
+            self._unseen.tell(
+                f"test set {name!r}", self.classes, (answers.rows()[1] > 0).sum(axis=0)
+            )
         if self._learned.records and self._learned.records >= len(self.source):
-            self._tell("training images", self._learned.totals)
+            self._unseen.tell("training images", self.classes, self._learned.totals)
         return scores
 
     @functools.cached_property
@@ -152,10 +154,6 @@ class MultilabelTask:
     @functools.cached_property
     def _unseen(self) -> Unseen:
         return Unseen()
-
-    def _tell(self, where: str, totals: np.ndarray) -> None:
-        if jax.process_index() == 0:
-            self._unseen.tell(where, self.classes, totals)
 
     def answers(self, model: System, data: Any, title: str = "testing") -> Answers:
         """Logits and labels of all images of a test set."""

@@ -20,8 +20,8 @@ from vadapt.data import pipeline
 from vadapt.data.label_maps import class_colours
 from vadapt.data.progress import with_progress
 from vadapt.data.seen import LabelCounts, Unseen
-from vadapt.data.segmentation_transforms import ResizeToFit
 from vadapt.data.stream import Stream
+from vadapt.data.transforms import apply_all
 from vadapt.drawing import colour_mask, contact_sheet, overlay, to_rgb
 from vadapt.heads import segmentation_head
 from vadapt.metrics.segmentation import Confusion, best_class, domain_scores, iou_per_class
@@ -172,9 +172,9 @@ class SegmentationTask:
                 .reshape(-1, *matrix.low.shape)
                 .sum(axis=0)
             )
-            self._tell(f"test set {name!r}", matrices[name].sum(axis=1))
+            self._unseen.tell(f"test set {name!r}", self.classes, matrices[name].sum(axis=1))
         if self._learned.records and self._learned.records >= len(self.source):
-            self._tell("training crops", self._learned.totals)
+            self._unseen.tell("training crops", self.classes, self._learned.totals)
         classes = {
             f"{name}/iou/{label}": 100 * float(iou)
             for name, matrix in matrices.items()
@@ -190,10 +190,6 @@ class SegmentationTask:
     @functools.cached_property
     def _unseen(self) -> Unseen:
         return Unseen()
-
-    def _tell(self, where: str, totals: np.ndarray) -> None:
-        if jax.process_index() == 0:
-            self._unseen.tell(where, self.classes, totals)
 
     def export(self, model: System) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""
@@ -244,11 +240,8 @@ class SegmentationTask:
 
     def prepare_image(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "_h _w c"]:
         """The image resized to fit, as for testing."""
-        data = self.config.data
-        if not data.test_longest:
-            return image
-        fit = ResizeToFit(data.test_longest, data.test_shortest)
-        return fit({"image": image}, np.random.default_rng(0))["image"]
+        feed = labelled.evaluation_feed(self.config.data)
+        return apply_all(feed.transforms, {"image": image}, np.random.default_rng(0))["image"]
 
     def pictures(
         self, model: System, batch: dict[str, np.ndarray]

@@ -117,32 +117,10 @@ def fit(table: Any, owner: Any, known: Grid | None, *, own: bool, in_file: bool)
     """
     rows, extra = table.shape[0], getattr(owner, "num_table_extra", 1)
     wanted = tuple(owner.grid)
-    source, lacking = known, False
-    if source is None:
-        same = wanted if rows == extra + math.prod(wanted) else None
-        doubtful = in_file or same is None
-        square = _square(rows - extra)
-        bare = _square(rows) if extra == 1 and doubtful else None
-        with_token = _square(rows - 1) if extra == 0 and doubtful else None
-        explanations = [
-            f"{grid[0]}x{grid[1]} {words}"
-            for grid, words in (
-                (square, "places"),
-                (same if same != square and (own or square is None) else None, "places"),
-                (bare, "places without the class token's row"),
-                (with_token, "places and a class token's row"),
-            )
-            if grid
-        ]
-        if len(explanations) > 1:
-            raise WeightsError(
-                f"a position table of {rows} rows may be of {' or of '.join(explanations)}, and "
-                "the file does not say which; give load_weights its grid, as in "
-                f"grids={{{TABLE!r}: ({wanted[0]}, {wanted[1]})}}"
-            )
-        source, lacking = square or same or bare, square is None and same is None
-    elif rows != extra + math.prod(source):
-        return Fitted(table)
+    if known is None:
+        source, lacking = _told_by_rows(rows, extra, wanted, own=own, in_file=in_file)
+    else:
+        source, lacking = known if rows == extra + math.prod(known) else None, False
     if source is None:
         return Fitted(table)
     if source == wanted and not lacking:
@@ -159,6 +137,34 @@ def fit(table: Any, owner: Any, known: Grid | None, *, own: bool, in_file: bool)
     done = "a row for the class token, " if lacking else ""
     line = f"{done}{source[0]}x{source[1]} to {wanted[0]}x{wanted[1]}"
     return Fitted(lazily(resize, table), line)
+
+
+def _told_by_rows(
+    rows: int, extra: int, wanted: Grid, *, own: bool, in_file: bool
+) -> tuple[Grid | None, bool]:
+    """The grid that so many rows stand for, if any, and whether the class token's row lacks."""
+    same = wanted if rows == extra + math.prod(wanted) else None
+    doubtful = in_file or same is None
+    square = _square(rows - extra)
+    bare = _square(rows) if extra == 1 and doubtful else None
+    with_token = _square(rows - 1) if extra == 0 and doubtful else None
+    explanations = [
+        f"{grid[0]}x{grid[1]} {words}"
+        for grid, words in (
+            (square, "places"),
+            (same if same != square and (own or square is None) else None, "places"),
+            (bare, "places without the class token's row"),
+            (with_token, "places and a class token's row"),
+        )
+        if grid
+    ]
+    if len(explanations) > 1:
+        raise WeightsError(
+            f"a position table of {rows} rows may be of {' or of '.join(explanations)}, and "
+            "the file does not say which; give load_weights its grid, as in "
+            f"grids={{{TABLE!r}: ({wanted[0]}, {wanted[1]})}}"
+        )
+    return square or same or bare, square is None and same is None
 
 
 def _square(places: int) -> Grid | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -116,12 +116,7 @@ def download(
                 continue
             except hub.errors.EntryNotFoundError:
                 continue
-            for shard in _shards(path):
-                fetch(filename=Path(name).with_name(shard).as_posix())
-            for beside in (Path(name).with_name(one).as_posix() for one in BESIDE):
-                if listed is None or beside in listed:
-                    with contextlib.suppress(hub.errors.EntryNotFoundError):
-                        fetch(filename=beside)
+            _fetch_beside(fetch, name, _shards(path), listed)
             return path
     if offline is not None:
         raise WeightsError(
@@ -134,6 +129,18 @@ def download(
     raise WeightsError(
         f"{address} has none of {', '.join(FILE_NAMES)}; name the file, as in {address}/FILE"
     )
+
+
+def _fetch_beside(
+    fetch: Callable[..., Any], name: str, shards: Sequence[str], listed: set[str] | None
+) -> None:
+    """Fetches the shards of an index, and of `files.BESIDE` what there is, or is in the cache."""
+    for shard in shards:
+        fetch(filename=Path(name).with_name(shard).as_posix())
+    for beside in (Path(name).with_name(one).as_posix() for one in BESIDE):
+        if listed is None or beside in listed:
+            with contextlib.suppress(client().errors.EntryNotFoundError):
+                fetch(filename=beside)
 
 
 def pull(source: str, **options: Any) -> Path:
