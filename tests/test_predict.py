@@ -98,7 +98,7 @@ def test_what_was_not_read_is_named(finished, photos, tmp_path, capsys):
     for _ in range(2):  # what it wrote itself is no image to predict
         assert command(finished[1], folder, out) == 0
     said = capsys.readouterr().out
-    assert said.count("3 images\n1 could not be read: broken.png\n1 files passed over") == 2
+    assert said.count("3 images\n1 could not be read: broken.png\n1 file passed over") == 2
     assert "tiff: notes.txt\n" in said
     assert predict.main([*flags(finished[1], folder, out), "--format=json,csv"]) == 0
     found = json.loads((out / "predictions.json").read_text())

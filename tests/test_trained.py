@@ -1,5 +1,6 @@
 """What was trained is used without its data, wherever it lies: finished, moved, or begun alone."""
 
+import functools
 import json
 import shutil
 
@@ -10,13 +11,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import vadapt
-from vadapt import trained
+from tests.weights.fake_hub import serving
 from vadapt.configs import linear_dinov2
 from vadapt.errors import ConfigError, DataError, WeightsError
 from vadapt.run import run
 from vadapt.tasks import make_task
+from vadapt.weights import hub
 from vadapt.weights.adapter_file import load_adapter, read_info
 from vadapt.weights.files import read_arrays, read_header, write_arrays
+from vadapt.weights.publish import push
 from vadapt.weights.sources import ASSETS
 
 pytestmark = pytest.mark.usefixtures("two_blocks")
@@ -118,10 +121,16 @@ def test_a_file_says_by_itself_all_but_the_base(project, tmp_path, monkeypatch):
         vadapt.load_run(path)
     assert_sees(vadapt.load_run(path, weights=ASSET), project)
     assert_sees(vadapt.load_run(path, weights="vit_micro_scenes"), project)
-    monkeypatch.setattr(trained, "local_adapter", {"hf:org/mine": path}.get)
     monkeypatch.chdir(tmp_path)
     shutil.copy(ASSET, "base.safetensors")
-    assert_sees(vadapt.load_run("hf:org/mine"), project)
+    with serving() as server:
+        there = {"endpoint": server.url, "cache_dir": tmp_path / "cache"}
+        push(path, "org/mine", endpoint=server.url, token="secret")
+        monkeypatch.setattr(hub, "pull", functools.partial(hub.pull, **there))
+        path.unlink()
+        loaded = vadapt.load_run("hf:org/mine")
+    assert_sees(loaded, project)
+    assert repr(loaded) == "LoadedRun('hf:org/mine': segmentation with vit_micro, 2 classes)"
 
 
 def test_no_place_is_in_the_file(project):

@@ -54,12 +54,12 @@ class Outcome:
     passed_over: list[str] = field(default_factory=list)  # no images, by their names
 
     def __str__(self) -> str:
-        lines = [f"{len(self.written)} images"]
+        lines = [_count(self.written, "image")]
         if self.broken:
             lines.append(f"{len(self.broken)} could not be read: {_some(self.broken)}")
         if self.passed_over:
             lines.append(
-                f"{len(self.passed_over)} files passed over, whose suffix is none of "
+                f"{_count(self.passed_over, 'file')} passed over, whose suffix is none of "
                 f"{', '.join(IMAGE_SUFFIXES)}: {_some(self.passed_over)}"
             )
         return "\n".join(lines)
@@ -222,6 +222,10 @@ def _shown(value: str | float) -> str:
 
 def _plain(value: str | float) -> str | float:
     return value if isinstance(value, str) else round(float(value), 6)
+
+
+def _count(things: Collection[str], name: str) -> str:
+    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
 
 
 def _some(names: Collection[str]) -> str:

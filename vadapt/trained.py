@@ -44,6 +44,12 @@ class LoadedRun:
     name: str  # where it was found
     step: int | None = None  # of the checkpoint; None for a finished run
 
+    def __repr__(self) -> str:  # that of a model alone has thousands of lines
+        config, at = self.config, "" if self.step is None else f" at step {self.step}"
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        what = f"{config.task.name} with {config.model.backbone}{classes}"
+        return f"LoadedRun({self.name!r}{at}: {what})"
+
     @property
     def config(self) -> Any:
         """The settings of the run that matter to what it trained."""
