@@ -87,6 +87,11 @@ def test_missing_workdir_is_named():
     assert "ConfigError: --workdir missing" in errors
 
 
+def test_a_fork_of_nothing_is_refused(tmp_path):
+    _, errors = finish(spawn(*TINY, f"--workdir={tmp_path / 'run'}", "--from=nowhere"), code=1)
+    assert re.search("--from=nowhere: no complete checkpoint under '.*/nowhere'\n", errors)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_says_so_by_its_exit_code_and_keeps_its_workdir(tmp_path, number, code):
     file = tmp_path / "metrics.jsonl"

@@ -192,6 +192,22 @@ def test_a_run_of_an_older_version_is_gone_on_with(tmp_path):
         run.claim(config, tmp_path, begun=True)
 
 
+def test_other_settings_fork_as_the_refusal_says(finished, tmp_path):
+    workdir, result = finished
+    other = {"total_steps": 9, "optimizer__lr": 1e-3}
+    with pytest.raises(ConfigError, match=f"another --workdir, with --from={workdir} to go on th"):
+        run.run(tiny(**other), workdir, devices=one())
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    forked = run.run(tiny(**other), tmp_path, start_from=workdir, devices=one())
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert (forked["steps"], len(losses(tmp_path))) == (9, 3)
+    assert forked["probe/frozen"] == result["probe/frozen"]  # before any training, here and there
+    assert read(tmp_path, "config.json")["optimizer"]["lr"] == 1e-3
+    assert f"forked from {workdir.resolve()}, step 6" in (tmp_path / "log.txt").read_text()
+    with pytest.raises(ConfigError, match="--mode=evaluate scores its --workdir"):
+        run.run(tiny(**other), tmp_path, mode="evaluate", start_from=workdir, devices=one())
+
+
 def test_a_workdir_in_which_nothing_was_trained_takes_new_settings(tmp_path):
     run.claim(tiny(seed=1), tmp_path, begun=False)
     run.claim(tiny(seed=2), tmp_path, begun=False)

@@ -17,8 +17,10 @@ config lists them all, `--print_config` shows what flags come to. The workdir ge
     evaluation.json       scores, each as soon as it is there; --mode=evaluate writes no other file
     lock                  which process is at work here; a second run is refused
 
-Stopped by a signal (or killed), the same command goes on from the newest checkpoint. The exit code
-is 0 for a finished run only, 130 or 143 after Ctrl-C or SIGTERM, 1 after an error.
+Stopped by a signal (or killed), the same command goes on from the newest checkpoint; a finished
+run goes on with a larger `--config.total_steps`. With `--from=DIR` a new workdir goes on from what
+was trained in DIR, under settings of its own. The exit code is 0 for a finished run only, 130 or
+143 after Ctrl-C or SIGTERM, 1 after an error.
 """
 
 from __future__ import annotations
@@ -43,6 +45,12 @@ MODE = flags.DEFINE_enum(
 OUT = flags.DEFINE_string(
     "out", None, "With --mode=evaluate: the folder to write to; the workdir is only read."
 )
+FROM = flags.DEFINE_string(
+    "from",
+    None,
+    "Another run's workdir, or DIR/checkpoints/STEP of it: the new --workdir starts from what was "
+    "trained there, under settings of its own, and later goes on without it. DIR is only read.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +64,8 @@ def main(argv: list[str]) -> None:
     try:
         distributed.start()
         workdir = Path(str(WORKDIR.value))
-        finished = run.run(CONFIG.value, workdir, mode=MODE.value, out=OUT.value)
+        options = {"mode": MODE.value, "out": OUT.value, "start_from": FROM.value}
+        finished = run.run(CONFIG.value, workdir, **options)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, VadaptError):
             print_error(error)

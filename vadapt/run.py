@@ -17,6 +17,7 @@ from vadapt.runtime.storage import writing
 from vadapt.tasks import TASKS, make_task
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.claim import FREE, FREE_TO_EVALUATE, check_same, claim, read_json, write_json
+from vadapt.training.fork import Origin, find_origin
 from vadapt.training.former_settings import modernize
 from vadapt.training.loop import Outcome, fit, open_checkpoints
 from vadapt.training.settings import check_settings
@@ -40,6 +41,7 @@ def run(
     *,
     mode: str = "train",
     out: str | Path | None = None,
+    start_from: str | Path | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """Trains (or goes on), evaluates, and writes `result.json`; returns its numbers.
@@ -54,6 +56,10 @@ def run(
             of the run may be given, and another process may be training there).
         out: evaluating, where to put `evaluation.json`, the log, pictures and programs, by default
             in the workdir, which is then only read.
+        start_from: another workdir (or a checkpoint in it, as `DIR/checkpoints/800`), which is only
+            read: a new run starts from what was trained there, under settings of its own; see
+            `vadapt.training.fork`. It has no say once the new run has a checkpoint. Baselines start
+            from nothing.
         devices: to train on; by default all.
 
     Returns:
@@ -71,6 +77,8 @@ def run(
     workdir, evaluating = Path(workdir), mode == "evaluate"
     if out is not None and not evaluating:
         raise ConfigError(f"--out={out} goes with --mode=evaluate; --mode={mode} has its --workdir")
+    if start_from is not None and evaluating:
+        raise ConfigError(f"--from={start_from} is to train; --mode=evaluate scores its --workdir")
     checkpoints = open_checkpoints(config, workdir)
     if mode != "train" and not checkpoints.steps():
         raise ConfigError(
@@ -80,7 +88,10 @@ def run(
         out = workdir if out is None else Path(out)
         return _evaluate(config, workdir, checkpoints, out, devices)
     with locked(workdir):
-        return _train(config, workdir, checkpoints, devices)
+        origin = None
+        if start_from is not None:
+            origin = find_origin(start_from, workdir, checkpoints, config.total_steps)
+        return _train(config, workdir, checkpoints, devices, origin)
 
 
 def _evaluate(
@@ -101,7 +112,11 @@ def _evaluate(
 
 
 def _train(
-    config: Config, workdir: Path, checkpoints: Checkpoints, devices: Sequence[Any] | None
+    config: Config,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    devices: Sequence[Any] | None,
+    origin: Origin | None,
 ) -> dict[str, float]:
     """What `run` does but to evaluate; the workdir is this run's alone."""
     remarks = claim(config, workdir, begun=checkpoints.latest() is not None)
@@ -109,7 +124,7 @@ def _train(
     if jax.process_index() == 0:
         write_json(workdir / ABOUT, _about(task, workdir))
     options = {"devices": devices, "checkpoints": checkpoints, "remarks": remarks}
-    outcome = fit(task, config, workdir, **options)
+    outcome = fit(task, config, workdir, origin=origin, **options)
     if not outcome.finished:
         return {}
     if jax.process_index() == 0:

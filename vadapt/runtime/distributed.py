@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from vadapt.errors import ConfigError
 from vadapt.runtime.chips import say_there_is_no_tpu
@@ -147,3 +150,19 @@ def _ask_gce(attribute: str) -> str | None:
             return answer.read().decode()
     except OSError:  # not on Google's cloud
         return None
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """What a function returns in the first process, as JSON has it, in all of them.
+
+    It is called there alone: file systems show new files to others with a delay.
+    """
+    if jax.process_count() == 1:
+        return function()
+    from jax.experimental import multihost_utils
+
+    content = json.dumps(function()).encode() if jax.process_index() == 0 else b""
+    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content))))
+    padded = np.zeros(length, np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())

@@ -16,14 +16,15 @@ import jax
 import numpy as np
 
 from vadapt.errors import ConfigError, VadaptError, WeightsError, nearest
+from vadapt.runtime.distributed import from_first
 from vadapt.runtime.storage import cannot_write
-from vadapt.training.stored_tree import as_dict, read_tree
+from vadapt.training.stored_tree import as_dict, read_tree, stored_kinds
 from vadapt.weights.digests import find_change
 from vadapt.weights.orbax_files import find_damage, one_line, sealing
 
 # orbax is imported inside the functions: it costs 0.2 s, which `import vadapt` should not pay.
 
-_TREE, _METRICS = "tree", "scores"  # the two items of a step's directory
+_TREE, _METRICS, _ABOUT = "tree", "scores", "about"  # the items of a step's directory
 logger = logging.getLogger("vadapt.training")
 
 
@@ -74,7 +75,13 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
 
     def save(
-        self, step: int, tree: Any, *, metrics: Mapping[str, Any] | None = None, wait: bool = False
+        self,
+        step: int,
+        tree: Any,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+        wait: bool = False,
     ) -> None:
         """Writes `tree` as checkpoint `step`, in the background unless `wait`.
 
@@ -83,6 +90,9 @@ class Checkpoints:
         or restored is not written again, nor are its metrics; a step left by another run is
         replaced, and later steps, which belong to a continuation that was abandoned, are removed
         once this one is complete.
+
+        Args:
+            about: what else there is to say of it, as JSON has it; the first process's counts.
 
         Raises:
             ConfigError: `metrics` is given without `best_metric`.
@@ -102,6 +112,8 @@ class Checkpoints:
                 values = {name: float(value) for name, value in metrics.items()}
                 finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
                 items[_METRICS] = ocp.args.JsonSave(finite)
+            if about:
+                items[_ABOUT] = ocp.args.JsonSave(dict(about))
             self._saving, self._scores[step] = step, score
             with self._writing():
                 if step in self._manager.all_steps():
@@ -111,7 +123,7 @@ class Checkpoints:
         if wait:
             self.wait()
 
-    def restore(self, abstract: Any, step: int | None = None) -> Any:
+    def restore(self, abstract: Any, step: int | None = None, *, partial: bool = False) -> Any:
         """Reads checkpoint `step`, by default the newest that can be read.
 
         Args:
@@ -120,6 +132,7 @@ class Checkpoints:
                 sharding give NumPy arrays; numbers give their own type.
             step: without it, a newest checkpoint with damaged files is reported as a warning of the
                 logger "vadapt.training" and the one before it is tried. `restored` says which.
+            partial: the checkpoint may hold more than `abstract`; it is left unread.
 
         Raises:
             WeightsError: another structure, shape or dtype than `abstract`; or nothing readable.
@@ -132,7 +145,7 @@ class Checkpoints:
             raise WeightsError(f"no complete {what} in {self.directory}; it has {found}")
         failures = []
         for candidate in candidates:
-            tree, failure = self._try(candidate, abstract)
+            tree, failure = self._try(candidate, abstract, partial)
             if failure is None:
                 self._ours.add(candidate)
                 self.restored = candidate
@@ -146,15 +159,25 @@ class Checkpoints:
             f"no readable checkpoint in {self.directory}{hint}. " + "; ".join(failures)
         )
 
+    def kinds(self, step: int) -> dict[str, str]:
+        """Types and shapes in a checkpoint, as `float32[3,4]`, by names joined with slashes."""
+        return stored_kinds(self._path(step))
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What a checkpoint was saved with; nothing in older ones, or where it is damaged."""
+        return from_first(lambda: self._json(step, _ABOUT, "the remarks"))
+
     def steps(self) -> list[int]:
         """The complete checkpoints on disk, oldest first; half-written ones are not among them."""
         import orbax.checkpoint as ocp
 
-        # A process killed while it deletes an old step leaves a directory without its table.
-        paths = ocp.utils.checkpoint_steps_paths(self.directory)
-        paths = [path for path in paths if path.name.isdigit()]
-        steps = (int(path.name) for path in paths if (path / _TREE / "_METADATA").exists())
-        return _of_first_process(sorted(steps))
+        def look() -> list[int]:
+            # A process killed while it deletes an old step leaves a directory without its table.
+            paths = ocp.utils.checkpoint_steps_paths(self.directory)
+            paths = [path for path in paths if path.name.isdigit()]
+            return sorted(int(p.name) for p in paths if (p / _TREE / "_METADATA").exists())
+
+        return from_first(look)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint, the one that `restore` would read.
@@ -215,7 +238,9 @@ class Checkpoints:
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         tree, scores = sealing(ocp.PyTreeCheckpointHandler)(), sealing(ocp.JsonCheckpointHandler)()
         handlers.add(_TREE, ocp.args.PyTreeSave, tree)
+        about = sealing(ocp.JsonCheckpointHandler)()
         handlers.add(_METRICS, ocp.args.JsonSave, scores)
+        handlers.add(_ABOUT, ocp.args.JsonSave, about)
         return ocp.CheckpointManager(self.directory, options=options, handler_registry=handlers)
 
     @contextlib.contextmanager
@@ -255,19 +280,20 @@ class Checkpoints:
     def score(self, step: int) -> float:
         """The `best_metric` that a checkpoint was saved with; NaN without one."""
         if step not in self._scores:
-            from etils import epath
-
-            folder = epath.Path(self.directory) / str(step) / _METRICS
-            value = None  # without metrics, or with damaged ones, it competes for nothing
-            with contextlib.suppress(OSError, ValueError):
-                changed = find_change(folder)
-                if changed:
-                    place = f"checkpoint {step} in {self.directory}"
-                    logger.warning("the scores of %s are damaged (%s)", place, changed)
-                else:
-                    value = json.loads((folder / "metadata").read_text()).get(self.best_metric)
+            value = self._json(step, _METRICS, "the scores").get(self.best_metric)
             self._scores[step] = math.nan if value is None else float(value)
         return self._scores[step]
+
+    def _json(self, step: int, item: str, what: str) -> dict[str, Any]:
+        """An item of a checkpoint besides its tree; nothing if it is not there, or damaged."""
+        folder = self._folder(step) / item
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            changed = find_change(folder)
+            if not changed:
+                return dict(json.loads((folder / "metadata").read_text()))
+            place = f"checkpoint {step} in {self.directory}"
+            logger.warning("%s of %s are damaged (%s)", what, place, changed)
+        return {}
 
     def _best_of(self, steps: Sequence[int]) -> int | None:
         sign = -1.0 if self.best_mode == "min" else 1.0
@@ -278,22 +304,26 @@ class Checkpoints:
         place = f"checkpoint {step} in {self.directory}"
         logger.warning("%s is damaged, trying the one before it (%s)", place, failure)
 
-    def _path(self, step: int) -> Any:
+    def _folder(self, step: int) -> Any:
         from etils import epath
 
-        return epath.Path(self.directory) / str(step) / _TREE
+        return epath.Path(self.directory) / str(step)
+
+    def _path(self, step: int) -> Any:
+        return self._folder(step) / _TREE
 
     def _damage(self, step: int) -> str | None:
         return _agree(find_damage(self._path(step)) if jax.process_index() == 0 else None)
 
-    def _try(self, step: int, abstract: Any) -> tuple[Any, str | None]:
+    def _try(self, step: int, abstract: Any, partial: bool) -> tuple[Any, str | None]:
         """The tree of one checkpoint, or in one line why it cannot be read: damage, not misfit."""
         failure = None if step in self._sound else self._damage(step)
         if failure is not None:
             return None, failure
         tree, misfit = None, None
         try:
-            tree = read_tree(self._path(step), abstract, f"checkpoint {step}")
+            title = f"checkpoint {step}"
+            tree = read_tree(self._path(step), abstract, title, partial=partial)
         except WeightsError as error:
             misfit = error
         except Exception as error:  # tensorstore and orbax raise many types
@@ -317,15 +347,3 @@ def _agree(failure: str | None) -> str | None:
 
     failed = np.any(multihost_utils.process_allgather(np.asarray(failure is not None)))
     return failure or ("another process could not read it" if failed else None)
-
-
-def _of_first_process(steps: list[int]) -> list[int]:
-    """The list that process 0 sees: file systems show new files to others with a delay."""
-    if jax.process_count() == 1:
-        return steps
-    from jax.experimental import multihost_utils
-
-    count = int(multihost_utils.broadcast_one_to_all(np.asarray(len(steps))))
-    padded = np.zeros(count, np.int32)
-    padded[: len(steps)] = steps[:count]
-    return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]

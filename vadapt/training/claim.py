@@ -55,7 +55,8 @@ def claim(config: Config, workdir: Path, *, begun: bool) -> list[str]:
     """
     path, result, remarks = workdir / "config.json", workdir / "result.json", []
     if begun or result.exists():
-        check_same(config, workdir, free=FREE if _trains_by_tests(config) else (*FREE, "test."))
+        free = FREE if _trains_by_tests(config) else (*FREE, "test.")
+        check_same(config, workdir, free=free, forks=begun)
         before = read_json(path).get("total_steps", config.total_steps)
         if before < config.total_steps:
             remarks.append(
@@ -73,11 +74,12 @@ def _trains_by_tests(config: Config) -> bool:
     return bool(config.eval.get("best", "")) and not config.get("validation")
 
 
-def check_same(config: Config, workdir: Path, *, free: Sequence[str]) -> None:
+def check_same(config: Config, workdir: Path, *, free: Sequence[str], forks: bool = False) -> None:
     """Refuse settings that are not those of the run in a workdir.
 
     Args:
         free: starts of names of settings that may differ.
+        forks: whether to say how the run's checkpoints go on under other settings.
 
     Raises:
         ConfigError: names the settings that differ, with both values; `total_steps` may be more.
@@ -99,11 +101,12 @@ def check_same(config: Config, workdir: Path, *, free: Sequence[str]) -> None:
     ]
     if differences:
         more = len(differences) - _SHOWN
+        fork = f", with --from={workdir} to go on there from what was trained here" * forks
         raise ConfigError(
             f"{str(workdir)!r} holds a run of other settings:\n  "
             + "\n  ".join(differences[:_SHOWN])
             + (f"\n  and {more} more" if more > 0 else "")
-            + "\nTake another --workdir, or the old settings to go on."
+            + f"\nTake another --workdir{fork}, or the old settings to go on."
         )
 
 

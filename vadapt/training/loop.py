@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -17,19 +16,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vadapt import sharding
-from vadapt.errors import ConfigError, TrainingError
+from vadapt.errors import ConfigError
 from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
 from vadapt.runtime.interrupt import StopSignal, partners
 from vadapt.runtime.program_cache import ProgramCache
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.evaluation import Evaluations, best_of
+from vadapt.training.fork import FORKED_FROM, Origin, begin_at, take_over, types_of
 from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program, optimizer_tables
 from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
 from vadapt.training.task import Model, Task
-
-_RIGHT_AFTER = 10  # steps after a resume, in which a loss that is not finite may come from it
+from vadapt.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Session(Generic[Model]):
     stream: Any  # what `Task.stream` gives
     example: dict[str, np.ndarray]  # the first batch of all
     checkpoints: Checkpoints
+    about: dict[str, Any]  # what each checkpoint says besides
     log: RunLog
     stop: StopSignal
     programs: ProgramCache
@@ -80,6 +80,7 @@ def fit(
     devices: Sequence[Any] | None = None,
     checkpoints: Checkpoints | None = None,
     remarks: Sequence[str] = (),
+    origin: Origin | None = None,
 ) -> Outcome[Model]:
     """Trains until `config.total_steps`, from the newest checkpoint in the workdir if there is one.
 
@@ -89,6 +90,7 @@ def fit(
         devices: to train on; by default all.
         checkpoints: those to go on from, by default the workdir's.
         remarks: lines that open the log.
+        origin: of a fork, the checkpoint to start from where there is none in the workdir.
 
     Raises:
         TrainingError: the loss or another metric is not finite (names it and the step), a file
@@ -102,6 +104,9 @@ def fit(
     workdir = Path(workdir)
     if checkpoints is None:
         checkpoints = open_checkpoints(config, workdir)
+    newest = checkpoints.latest()
+    origin = origin if newest is None else None
+    start = newest if newest is not None else origin.step if origin else 0
     with contextlib.ExitStack() as opened:
         opened.enter_context(partners())
         stop = opened.enter_context(StopSignal())
@@ -111,7 +116,7 @@ def fit(
             total_steps=config.total_steps,
             images_per_step=config.batch_size,
             # To evaluate is no reason to drop lines, perhaps of a run that is still going on.
-            start_step=config.total_steps if stop_at is not None else checkpoints.latest() or 0,
+            start_step=config.total_steps if stop_at is not None else start,
             wandb=_wandb(config) if stop_at is None else None,
             config=config.to_dict(),
             active=jax.process_index() == 0,
@@ -122,11 +127,14 @@ def fit(
             log.text(line)
         stream = opened.enter_context(contextlib.closing(task.stream()))
         first = next(stream)
+        about = {} if newest is None else checkpoints.about(newest)
+        if origin is not None:
+            about = {FORKED_FROM: origin.record}
         session = Session(
-            task, config, mesh, stream, first, checkpoints, log, stop, programs, began
+            task, config, mesh, stream, first, checkpoints, about, log, stop, programs, began
         )
         last = config.total_steps if stop_at is None else stop_at
-        return _loop(session, _prepare(session), last)
+        return _loop(session, _prepare(session, origin), last)
 
 
 def _wandb(config: Any) -> dict[str, str] | None:
@@ -159,7 +167,7 @@ def _loop(session: Session[Model], run: Run[Model], last: int) -> Outcome[Model]
     def save() -> None:
         tree = {"state": state, "position": stream.position}
         marks = {"loss": watch.mean_loss(), **evaluations.marks(done)}
-        checkpoints.save(done, tree, metrics=marks)
+        checkpoints.save(done, tree, metrics=marks, about=session.about)
 
     def draw() -> None:
         for name, image in task.pictures(_model(run, state, mesh), session.example).items():
@@ -240,92 +248,56 @@ def _best(session: Session, run: Run, state: State, step: int | None) -> State:
     return restored["state"]
 
 
-class Watch:
-    """The metrics of steps, some of which the devices are still at work on.
-
-    Args:
-        start: the step that this session goes on from; 0 if it goes on from none.
-    """
-
-    def __init__(self, checkpoints: Checkpoints, start: int = 0):
-        self._checkpoints, self._start = checkpoints, start
-        self._pending: list[tuple[int, Any]] = []
-        self._losses: list[float] = []
-
-    def add(self, step: int, metrics: Any) -> None:
-        """Takes the metrics of one step, and waits for those of the step before.
-
-        One step ahead of the devices is enough to keep them busy, more only costs memory.
-        """
-        self._pending.append((step, metrics))
-        if len(self._pending) > 1:
-            jax.block_until_ready(self._pending[-2])
-
-    def read(self) -> dict[str, float]:
-        """The newest metrics as numbers, or nothing if there are no new ones.
-
-        Raises:
-            TrainingError: a number, of any step since the last reading, is not finite.
-        """
-        values: dict[str, float] = {}
-        for step, metrics in self._pending:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise TrainingError(self._advice(step, name, value))
-            self._losses.append(values["loss"])
-        self._pending.clear()
-        return values
-
-    def mean_loss(self) -> float:
-        """Over all steps read since this was last asked."""
-        losses, self._losses = self._losses, []
-        return float(np.mean(losses)) if losses else math.inf
-
-    def _advice(self, step: int, name: str, value: float) -> str:
-        self._checkpoints.wait()
-        good = self._checkpoints.latest()
-        if self._start and step <= self._start + _RIGHT_AFTER:
-            place = f"{self._checkpoints.directory}/{self._start}"
-            return (
-                f"{name} is {value} at step {step}, right after going on from checkpoint "
-                f"{self._start}, which may be the cause: move {place!r} away, and the same command "
-                "goes on from the one before it, or starts anew. If that ends here, too, lower "
-                "config.optimizer.lr in a new workdir."
-            )
-        return (
-            f"{name} is {value} at step {step}; the last good checkpoint is "
-            f"{'none' if good is None else f'step {good}'}. Lower config.optimizer.lr, set "
-            "config.optimizer.clip_norm, or compute in float32, in a new workdir."
-        )
-
-
-def _prepare(session: Session[Model]) -> Run[Model]:
+def _prepare(session: Session[Model], origin: Origin | None) -> Run[Model]:
     """Builds the model, places it, and goes to the newest checkpoint if there is one."""
-    task, config, mesh, stream = session.task, session.config, session.mesh, session.stream
-    checkpoints, log = session.checkpoints, session.log
+    task, config, mesh, log = session.task, session.config, session.mesh, session.log
     model = task.build()
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
     del model
     log.text(optimizer_tables(parts.trainable, task, config))
     program = make_program(parts, task, config, mesh)
+    types = types_of(parts) if origin else {}
     frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
     frozen = sharding.place(frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen))
     initial = sharding.place(parts.trainable, program.shardings.trainable)
-    newest = checkpoints.latest()
-    if newest is None:
-        # Jitted, so that it is a copy: steps donate the state, and `initial` must outlive them.
-        state = jax.jit(program.begin, out_shardings=program.shardings)(initial, parts.state)
-        stream.seek(0)
+
+    def begin(trainable: Tree, variables: Tree) -> State:
+        return begin_at(program.begin(trainable, variables), origin.step if origin else 0)
+
+    if session.checkpoints.latest() is not None:
+        state = _restored(session, program)
     else:
-        restored = checkpoints.restore({"state": program.state, "position": 0})
-        state, position = restored["state"], restored["position"]
-        stream.seek(position)
-        if checkpoints.restored != newest:  # that one was damaged
-            log.rewind(int(state.step))
-        log.text(f"going on from step {int(state.step)}")
+        # Jitted, so that it is a copy: steps donate the state, and `initial` must outlive them.
+        state, position = jax.jit(begin, out_shardings=program.shardings)(initial, parts.state), 0
+        if origin is not None:
+            state, position = _forked(session, origin, state, types)
+        session.stream.seek(position)
     return Run(program, parts.graph, frozen, initial, state)
+
+
+def _restored(session: Session, program: Program) -> State:
+    """The state of the newest checkpoint; the stream goes to its place."""
+    checkpoints, newest = session.checkpoints, session.checkpoints.latest()
+    restored = checkpoints.restore({"state": program.state, "position": 0})
+    state = restored["state"]
+    session.stream.seek(restored["position"])
+    if checkpoints.restored != newest:  # that one was damaged
+        session.log.rewind(int(state.step))
+    session.log.text(f"going on from step {int(state.step)}")
+    return state
+
+
+def _forked(
+    session: Session, origin: Origin, state: State, types: Mapping[str, str]
+) -> tuple[State, int]:
+    """What a fork starts with, saved at once: from here on it needs the other workdir no more."""
+    state, position, remarks = take_over(origin, state, types)
+    for remark in remarks:
+        session.log.text(remark)
+    tree = {"state": state, "position": position}
+    session.checkpoints.save(origin.step, tree, about=session.about, wait=True)
+    return state, position
 
 
 def _compile(session: Session, run: Run) -> Callable[..., Any]:

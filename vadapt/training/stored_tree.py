@@ -24,8 +24,29 @@ def as_dict(tree: Any) -> dict[str, Any]:
     return _nest({path: leaf for path, leaf in flat.items() if np.size(leaf)})  # orbax: size > 0
 
 
-def read_tree(path: Any, abstract: Any, title: str) -> Any:
+def kinds(tree: Any) -> dict[str, str]:
+    """Types and shapes of the leaves that are stored, as `float32[3,4]`, by their whole names."""
+    return {
+        "/".join(path): _kind(leaf) for path, leaf in _flatten(tree).items() if not _is_empty(leaf)
+    }
+
+
+def stored_kinds(path: Any) -> dict[str, str]:
+    """The same of a tree that `orbax.PyTreeSave` wrote; no array is read."""
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        return kinds(handler.metadata(path).tree)
+    finally:
+        handler.close()
+
+
+def read_tree(path: Any, abstract: Any, title: str, *, partial: bool = False) -> Any:
     """Reads what `orbax.PyTreeSave(as_dict(tree))` wrote, into the structure of `abstract`.
+
+    Args:
+        partial: what is stored may have leaves besides.
 
     Raises:
         WeightsError: the two differ in names, shapes or dtypes; `title` begins the message.
@@ -38,11 +59,14 @@ def read_tree(path: Any, abstract: Any, title: str) -> Any:
     try:
         wanted = _flatten(abstract)
         stored = _flatten(handler.metadata(path).tree)
+        if partial:
+            stored = {key: leaf for key, leaf in stored.items() if key in wanted}
         _check_same(title, wanted, stored)
         present = {key: leaf for key, leaf in wanted.items() if key in stored}
         args = ocp.args.PyTreeRestore(
             item=_nest(present),
             restore_args=_nest({key: _restore_args(leaf) for key, leaf in present.items()}),
+            partial_restore=partial,
         )
         values = _flatten(handler.restore(path, args=args)) if present else {}
     finally:
@@ -113,6 +137,10 @@ def _as_wanted(value: Any, leaf: Any) -> Any:
     return value[()] if isinstance(leaf, np.generic) else value
 
 
+def _is_empty(leaf: Any) -> bool:
+    return 0 in getattr(leaf, "shape", ())
+
+
 def _kind(leaf: Any) -> str:
     """`float32[3,4]`, the part of a leaf that must agree."""
     if not hasattr(leaf, "dtype"):
@@ -123,7 +151,7 @@ def _kind(leaf: Any) -> str:
 def _check_same(
     title: str, wanted: dict[tuple[str, ...], Any], stored: dict[tuple[str, ...], Any]
 ) -> None:
-    empty = {path for path, leaf in wanted.items() if 0 in getattr(leaf, "shape", ())}
+    empty = {path for path, leaf in wanted.items() if _is_empty(leaf)}
     missing = ["/".join(path) for path in wanted if path not in stored and path not in empty]
     unexpected = ["/".join(path) for path in stored if path not in wanted]
     other = [
