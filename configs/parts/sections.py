@@ -82,6 +82,7 @@ def run() -> ConfigDict:
     section.checkpoint_every = 1000
     section.pictures_every = 1000
     section.keep_last = 3
+    section.data_changed = False  # True: go on though the training data is not what it was
     section.save_model = ""  # a dtype: also write every parameter to WORKDIR/model.safetensors
     section.wandb = False
     section.wandb_project, section.wandb_name, section.wandb_entity = "vadapt", "", ""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vadapt.data.identity import identity_of
 from vadapt.data.sources import Folder, Guarded, Source, Tfds
 from vadapt.errors import ConfigError, DataError, UnreadableError
 
@@ -245,6 +246,7 @@ SCRIPT = """
     builder = tfds.builder("toyset", data_dir="data", file_format="array_record")
     builder.download_and_prepare()
     shutil.copytree("data", "other")
+    shutil.copytree("data", "moved")
     info = pathlib.Path("other/toyset/1.0.0/dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     source = Tfds("toyset", data_dir="data")
@@ -261,6 +263,12 @@ SCRIPT = """
         grey=Tfds("toyset", data_dir="data", channels=1)[0]["image"].shape,
         unknown=failure(name="toysett"),
         split=failure(split="test"),
+        identities=[
+            Tfds("toyset", data_dir="data").identity(),
+            Tfds("toyset", data_dir="moved").identity(),
+            Tfds("toyset", "train[:50%]", "data").identity(),
+            Tfds("toyset", "train[50%:]", "data").identity(),
+        ],
         key=failure(image_key="img"),
         tfrecord=failure(data_dir="other"),
         tensorflow=[name for name in sys.modules if name.split(".")[0] == "tensorflow"],
@@ -292,6 +300,13 @@ def test_tfds_reads_what_was_built_without_tensorflow(tfds_report):
     assert tfds_report["slice"] == 3
     assert tfds_report["chosen"] == ["image", "label"]
     assert tfds_report["name"] == "toyset[train] element 3"
+
+
+def test_tfds_is_known_by_name_version_split_and_count(tfds_report):
+    whole, moved, first, second = tfds_report["identities"]
+    assert whole == moved == identity_of(6, ("toyset/1.0.0", "train"))
+    assert first == identity_of(3, ("toyset/1.0.0", "train[:50%]"))
+    assert (second["records"], second == first) == (3, False)
 
 
 def test_tfds_images_are_decoded_as_those_of_a_folder(tfds_report):

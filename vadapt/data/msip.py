@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vadapt.data.decode import decode_image
-from vadapt.data.roi_table import SubsetRois, stem
+from vadapt.data.identity import Identity, identity_of, sized
+from vadapt.data.roi_table import TEXTS, SubsetRois, stem
 from vadapt.data.sources import Record
 from vadapt.data.untrusted import check_inside
 from vadapt.errors import ConfigError, DataError
@@ -103,6 +104,17 @@ class Msip:
     def name(self, index: int) -> str:
         subset, file = self._files[index]
         return str(self.path / subset / IMAGES / file)
+
+    def identity(self) -> Identity:
+        images = [f"{subset}/{IMAGES}/{file}" for subset, file in self._files]
+        tables = [rois.table for rois in self._rois.values() if rois.table is not None]
+        texts = [
+            f"{subset}/{TEXTS}/{stem(file)}.txt"
+            for subset, file in self._files
+            if self._rois[subset].kind == "text"
+        ]
+        packed = (part for table in tables for part in table.content)
+        return identity_of(len(self), sized(self.path, images + texts), *packed)
 
 
 def list_subsets(root: Path, subsets: Sequence[str] | None = None) -> list[str]:

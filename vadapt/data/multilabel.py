@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from vadapt.data.decode import decode_image
+from vadapt.data.identity import Identity, identify, identity_of, sized
 from vadapt.data.label_files import Labels, read_coco, read_table, read_voc
 from vadapt.data.scenes import CATEGORIES, SceneOptions, Scenes
 from vadapt.data.sources import IMAGE_SUFFIXES, Record, Tfds, find_files
@@ -92,6 +93,10 @@ class LabelledImages:
     def name(self, index: int) -> str:
         return str(self.path / self._labels.files[index])
 
+    def identity(self) -> Identity:
+        files, *known = self._labels
+        return identity_of(len(self), sized(self.path, files), *known)
+
     def __getitem__(self, index: int) -> Record:
         file, areas = self._labels.files[index], self._labels.areas
         image = decode_image((self.path / file).read_bytes(), self.channels)
@@ -149,6 +154,9 @@ class ClassFolders:
 
     def name(self, index: int) -> str:
         return str(self.path / self._files[index])
+
+    def identity(self) -> Identity:
+        return identity_of(len(self), self.classes, sized(self.path, self._files))
 
     def __getitem__(self, index: int) -> Record:
         file = self._files[index]
@@ -222,6 +230,9 @@ class SceneLabels:
     def __repr__(self) -> str:
         return f"SceneLabels({self._scenes!r})"
 
+    def identity(self) -> Identity:
+        return identify(self._scenes)
+
     def __getitem__(self, index: int) -> Record:
         scene = self._scenes[index]
         categories = scene["box_categories"]
@@ -258,6 +269,9 @@ class SceneObjects:
         fields = ("image", "boxes_xyxy", "box_categories")
         # More than are asked for: what has no objects is passed over.
         self._scenes = Scenes(64 * num_scenes, view=view, fields=fields, seed=seed, options=large)
+
+    def identity(self) -> Identity:
+        return identity_of(len(self), self._scenes.identity())
 
     @functools.cached_property
     def targets(self) -> Int8[np.ndarray, "n l"]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from vadapt.data.identity import Identity, identify
 from vadapt.data.sources import Record, Source
 from vadapt.errors import ConfigError
 
@@ -40,6 +41,10 @@ class Repeated:
         name = getattr(self.source, "name", None)
         place = int(self.places[index])
         return f"element {place}" if name is None else name(place)
+
+    def identity(self) -> Identity:
+        """That of what is repeated."""
+        return identify(self.source)
 
 
 def repeat_factors(

@@ -81,6 +81,11 @@ class RoiTable(Mapping[str, np.ndarray]):
         )
         unfinished.replace(path)
 
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """All that it holds: names, rows of each, boxes."""
+        return tuple(self._place), self._offsets, self._boxes
+
     def __getitem__(self, name: str) -> Int32[np.ndarray, "n 4"]:
         place = self._place[name]
         return self._boxes[self._offsets[place] : self._offsets[place + 1]]

@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from vadapt.data.identity import Identity, identity_of
 from vadapt.data.label_maps import class_colours
 from vadapt.data.scene_cameras import take_thermal, take_visible
 from vadapt.data.scene_layout import make_world
@@ -270,6 +271,10 @@ class Scenes:
             f"Scenes({self.num_scenes}, view={self.view!r}, fields={self.fields}, "
             f"seed={self.seed}, options={self.options})"
         )
+
+    def identity(self) -> Identity:
+        """By the settings that the records are made from, whichever of their fields are read."""
+        return identity_of(len(self), self.view, self.seed, self.options)
 
     def fingerprint(self) -> str:
         """The settings that the records are made from."""

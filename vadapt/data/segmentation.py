@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from vadapt.data.decode import decode_image, decode_mask
+from vadapt.data.identity import Identity, identity_of, sized
 from vadapt.data.label_maps import IGNORE, UNKNOWN, class_colours, look_up, lookup_table
 from vadapt.data.layouts import LAYOUTS, YAML, Layout, read_layout
 from vadapt.data.pairs import list_pairs
@@ -113,6 +114,10 @@ class Segmentation:
     def mask_name(self, index: int) -> str:
         """The path of an element's mask."""
         return str(self.path / self._pairs[index][1])
+
+    def identity(self) -> Identity:
+        files = (file for pair in self._pairs for file in pair if file)
+        return identity_of(len(self), self.layout, sized(self.path, files))
 
     def fingerprint(self) -> str:
         """A hash of the layout and of all files' names and contents, the same wherever they lie.

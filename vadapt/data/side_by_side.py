@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vadapt.data.identity import Identity
 from vadapt.data.kinds import Batch
-from vadapt.data.stream import Stream
+from vadapt.data.stream import LONE, Stream
 from vadapt.errors import ConfigError
 
 
@@ -41,6 +42,13 @@ class SideBySide(Stream):
     @property
     def num_corrupt(self) -> int:
         return sum(stream.num_corrupt for stream in self._streams.values())
+
+    def identity(self) -> dict[str, Identity]:
+        return {
+            name if inner == LONE else f"{name}/{inner}": identity
+            for name, stream in self._streams.items()
+            for inner, identity in stream.identity().items()
+        }
 
     def seek(self, position: int) -> None:
         for stream in self._streams.values():

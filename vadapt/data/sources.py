@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vadapt.data.decode import decode_image
+from vadapt.data.identity import Identity, identify, identity_of, sized
 from vadapt.errors import ConfigError, DataError, UnreadableError
 
 Record = dict[str, Any]
@@ -31,7 +32,8 @@ _NAMED_IN_ERROR = 5
 class Source(Protocol):
     """Records by index, readable from several threads at once.
 
-    A source may also have `name(index) -> str`, which says in messages what an element is (a path).
+    A source may also have `name(index) -> str`, which says in messages what an element is (a path),
+    and `identity()`, see `vadapt.data.identity`: by it a run notices that the data set is another.
     """
 
     def __len__(self) -> int: ...
@@ -90,6 +92,9 @@ class Folder:
     def name(self, index: int) -> str:
         return str(self.path / self._files[index])
 
+    def identity(self) -> Identity:
+        return identity_of(len(self), sized(self.path, self._files))
+
 
 class Tfds:
     """A data set of TensorFlow Datasets by its name, read without TensorFlow.
@@ -135,6 +140,7 @@ class Tfds:
         self.channels = channels
         builder = _prepared_builder(tfds, name, split, data_dir)
         self.metadata = builder.info.metadata
+        self._built = (builder.info.full_name, split)  # with the version
         features = builder.info.features
         if image_key not in features:
             raise DataError(f"{name!r} has no feature {image_key!r}; it has {sorted(features)}")
@@ -162,6 +168,9 @@ class Tfds:
 
     def name(self, index: int) -> str:
         return f"{self.title} element {index}"
+
+    def identity(self) -> Identity:
+        return identity_of(len(self), self._built)
 
 
 class Joined:
@@ -204,6 +213,9 @@ class Joined:
     def name(self, index: int) -> str:
         source, place = self._find(index)
         return source.name(place) if hasattr(source, "name") else f"element {index}"
+
+    def identity(self) -> Identity:
+        return identity_of(len(self), *(identify(source) for source in self._sources))
 
     def fingerprint(self) -> Any:
         """Equal for the same elements, see `vadapt.tasks.frozen_features`."""

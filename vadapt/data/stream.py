@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 
 from vadapt.data.fields import stack
+from vadapt.data.identity import Identity, identify
 from vadapt.data.kinds import Batch
 from vadapt.data.sources import Guarded, Record, Source
 from vadapt.data.transforms import Transform, apply_all
 from vadapt.errors import ConfigError, DataError, nearest
+
+LONE = "data"  # the name of the data set of a stream that has one alone
 
 
 class Stream(abc.ABC):
@@ -38,6 +41,10 @@ class Stream(abc.ABC):
     @abc.abstractmethod
     def seek(self, position: int) -> None:
         """Makes the next batch the one at `position`, without reading those before it."""
+
+    def identity(self) -> dict[str, Identity]:
+        """What tells its data sets from others, each by name; empty where nothing does."""
+        return {}
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -83,6 +90,9 @@ class RecordStream(Stream):
     @property
     def num_corrupt(self) -> int:
         return self._guarded.num_corrupt
+
+    def identity(self) -> dict[str, Identity]:
+        return {LONE: identify(self._guarded.source)}
 
     def seek(self, position: int) -> None:
         if position < 0:

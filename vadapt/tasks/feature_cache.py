@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vadapt.data.identity import Identity, identify
 from vadapt.data.progress import progress_bar
 from vadapt.data.sources import Record
 from vadapt.errors import ConfigError, DataError
@@ -44,6 +45,7 @@ class FeatureCache:
     def __init__(self, folder: Path):
         info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         self.folder, self.length = folder, info["length"]
+        self.source: Any = None  # whose records were stored, where that is known
         self._arrays = {}
         self._dtypes = {name: jnp.dtype(field["dtype"]) for name, field in info["fields"].items()}
         for name in info["fields"]:
@@ -62,6 +64,10 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return self.length
+
+    def identity(self) -> Identity:
+        """That of the source: a run may go on with features that another one stored, or without."""
+        return identify(range(self.length) if self.source is None else self.source)
 
     def __getitem__(self, index: int) -> Record:
         # Copied here, so that the thread that asks is the one that waits for the disk.

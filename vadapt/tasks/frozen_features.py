@@ -62,7 +62,9 @@ def open_cache(task: Any) -> FeatureCache:
     def compute(first: int) -> Iterator[dict[str, np.ndarray]]:
         return _compute(model, config, source, first)
 
-    return open_or_fill(folder, made_from, _shapes(model, config), len(source), compute)
+    cache = open_or_fill(folder, made_from, _shapes(model, config), len(source), compute)
+    cache.source = source
+    return cache
 
 
 def maps(batch: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from vadapt import sharding
 from vadapt.errors import ConfigError
 from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
+from vadapt.runtime.distributed import from_first
 from vadapt.runtime.interrupt import StopSignal, partners
 from vadapt.runtime.program_cache import ProgramCache
 from vadapt.training.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from vadapt.training.evaluation import Evaluations, best_of
 from vadapt.training.fork import FORKED_FROM, Origin, begin_at, take_over, types_of
 from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program, optimizer_tables
+from vadapt.training.same_data import DATA, check_data
 from vadapt.training.settings import check_settings
 from vadapt.training.step import State, cast
 from vadapt.training.task import Model, Task
@@ -96,6 +98,7 @@ def fit(
         TrainingError: the loss or another metric is not finite (names it and the step), a file
             cannot be written, or another process of the run is gone.
         ConfigError: the batch does not divide over the devices, or see `check_settings`.
+        DataError: the data are not those of the newest checkpoint, see `training.same_data`.
     """
     began = time.perf_counter()
     check_settings(config, task)
@@ -126,15 +129,35 @@ def fit(
         for line in (*remarks, _describe(mesh, config)):
             log.text(line)
         stream = opened.enter_context(contextlib.closing(task.stream()))
+        about = _about(config, checkpoints, origin, stream, log) if stop_at is None else {}
         first = next(stream)
-        about = {} if newest is None else checkpoints.about(newest)
-        if origin is not None:
-            about = {FORKED_FROM: origin.record}
         session = Session(
             task, config, mesh, stream, first, checkpoints, about, log, stop, programs, began
         )
         last = config.total_steps if stop_at is None else stop_at
         return _loop(session, _prepare(session, origin), last)
+
+
+def _about(
+    config: Any, checkpoints: Checkpoints, origin: Origin | None, stream: Any, log: RunLog
+) -> dict[str, Any]:
+    """What the session's checkpoints say besides: where a fork began, and what the data are.
+
+    Raises:
+        DataError: the data are not those that the run was begun with.
+    """
+    step = checkpoints.latest() if origin is None else origin.step
+    if step == config.total_steps:
+        return {}  # nothing is trained
+    now = from_first(getattr(stream, "identity", dict))
+    before: dict[str, Any] = {}
+    if step is not None:
+        before = (checkpoints if origin is None else origin.checkpoints).about(step)
+        allowed = origin is not None or bool(config.run.get("data_changed", False))
+        for line in check_data(before, now, f"checkpoint {step} was written", allowed=allowed):
+            log.text(line)
+    forked = before.get(FORKED_FROM) if origin is None else origin.record
+    return {name: value for name, value in ((DATA, now), (FORKED_FROM, forked)) if value}
 
 
 def _wandb(config: Any) -> dict[str, str] | None:

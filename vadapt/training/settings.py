@@ -41,6 +41,7 @@ class RunSettings:
     checkpoint_every: int
     pictures_every: int = 0
     keep_last: int = 3
+    data_changed: bool = False
     save_model: str = ""
     wandb: bool = False
     wandb_project: str = "vadapt"
