@@ -54,6 +54,15 @@ def test_a_run_is_the_same_from_features_as_from_images(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_the_data_are_the_same_ones_from_features_as_from_images(tmp_path):
+    """A run may go on with a cache, or without: `config.data.cache` is free."""
+    features, images = (
+        SegmentationTask(config_of(cache)).stream().identity() for cache in (tmp_path / "c", "")
+    )
+    assert features == images
+    assert images["data"]["records"] == LENGTH
+
+
 def test_batches_are_what_the_backbone_gives_in_the_compute_type(tmp_path):
     step = {"parallel.step.compute_dtype": "bfloat16", "parallel.frozen_dtype": "bfloat16"}
     task = SegmentationTask(config_of(tmp_path, **step))
