@@ -163,7 +163,7 @@ def contact_sheet(
         rows: images that `to_rgb` takes; rows may differ in length. Each is fitted into the cell:
             repeated pixels when it grows by a whole factor, Lanczos otherwise.
         column_titles: above the columns.
-        row_titles: left of the rows.
+        row_titles: left of the rows; of several lines, if need be.
         cell: pixels of a cell's longer side.
         gap: pixels between cells.
         legend: names and RGB colours.
@@ -171,7 +171,7 @@ def contact_sheet(
     Raises:
         ShapeError: if there is no image, or one that `to_rgb` refuses.
     """
-    cells = [[_fit(to_rgb(image), cell) for image in row] for row in rows]
+    cells = [[fit(image, cell) for image in row] for row in rows]
     flat = [image for row in cells for image in row]
     if not flat:
         raise ShapeError("a contact sheet of no images; give at least one row with one image")
@@ -182,7 +182,8 @@ def contact_sheet(
     margin = 2 * gap + text // 2
     left = margin
     if row_titles:
-        left += round(max(font.getlength(title) for title in row_titles)) + text
+        lines = [line for title in row_titles for line in title.split("\n")]
+        left += round(max(map(font.getlength, lines))) + text
     top = margin + (2 * text if column_titles else 0)
     total = left + columns * (width + gap) - gap + margin
     entries = _legend_places(legend or (), font, text, left, total - margin)
@@ -197,7 +198,8 @@ def contact_sheet(
         y = top + number * (height + gap)
         if row_titles:
             place = (left - text * 0.7, y + height / 2)
-            pen.text(place, row_titles[number], fill=QUIET, font=font, anchor="rm")
+            title = row_titles[number]
+            pen.text(place, title, fill=QUIET, font=font, anchor="rm", align="right")
         for column, image in enumerate(row):
             x = left + column * (width + gap)
             spare_x, spare_y = width - image.shape[1], height - image.shape[0]
@@ -209,7 +211,12 @@ def contact_sheet(
     return np.asarray(sheet).copy()
 
 
-def _fit(image: UInt8[np.ndarray, "h w 3"], cell: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+def fit(image: np.ndarray, cell: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """An image that `to_rgb` takes as RGB, with a longer side of `cell` pixels.
+
+    Pixels are repeated when it grows by a whole factor; Lanczos otherwise.
+    """
+    image = to_rgb(image)
     height, width = image.shape[:2]
     longest = max(height, width)
     if cell % longest == 0:

@@ -10,9 +10,11 @@ from vadapt.errors import ConfigError
 from vadapt.metrics.linear_probe import linear_probe, patch_labels
 from vadapt.metrics.segmentation import (
     Confusion,
+    accuracy_per_class,
     best_class,
     confusion_matrix,
     domain_scores,
+    image_mean_iou,
     iou_per_class,
     mean_iou,
 )
@@ -145,3 +147,14 @@ def test_scores_of_domains_and_their_mean():
     assert np.isnan(domain_scores(confusions)["mean/miou"])
     with pytest.raises(ConfigError, match="no scores of data set 'dya'; nearest: 'day'"):
         domain_scores(confusions, ["dya"])
+
+
+def test_classes_and_images_have_scores_of_their_own():
+    matrix = np.array([[3, 0, 1, 0], [0, 0, 0, 0], [1, 1, 2, 4]])  # the last column: no class
+    np.testing.assert_array_equal(accuracy_per_class(matrix), [3 / 4, np.nan, 2 / 8])
+    np.testing.assert_array_equal(iou_per_class(matrix), [3 / 5, 0, 2 / 9])
+    target = jnp.asarray([[0, 0, 2, 255], [255] * 4, [1, 1, 1, 1], [0, 0, 1, 2]], jnp.uint8)
+    found = jnp.asarray([[0, 1, 2, 0], [0, 1, 2, 0], [255] * 4, [0, 0, 1, 2]], jnp.uint8)
+    # Class 1 is nowhere in the first and yet predicted; 255 is no class, as where scores are NaN.
+    expected = [(1 / 2 + 0 + 1) / 3, np.nan, 0, 1]
+    np.testing.assert_allclose(image_mean_iou(found, target, 3), expected, rtol=1e-6)

@@ -35,13 +35,35 @@ def linear_probe(
     weight_decay: float = 1e-4,
     steps: int = 60,
 ) -> dict[str, float]:
-    """Scores of a multinomial logistic regression fitted to convergence on frozen features.
-
-    Features are standardised by the training set's statistics; the fit is L-BFGS on the whole
-    set from zero, so that the score depends on nothing random. Labels of 255 are ignored.
+    """Scores of a multinomial logistic regression on frozen features: see `probe_confusion`.
 
     Returns:
         `miou` and `accuracy` on the test features, in [0, 1].
+    """
+    return probe_scores(
+        probe_confusion(
+            *(train_features, train_labels, test_features, test_labels),
+            num_classes=num_classes,
+            weight_decay=weight_decay,
+            steps=steps,
+        )
+    )
+
+
+def probe_confusion(
+    train_features: Float[np.ndarray, "n d"],
+    train_labels: Int[np.ndarray, " n"],
+    test_features: Float[np.ndarray, "m d"],
+    test_labels: Int[np.ndarray, " m"],
+    *,
+    num_classes: int,
+    weight_decay: float = 1e-4,
+    steps: int = 60,
+) -> Int[np.ndarray, "k k+1"]:
+    """The confusion matrix of test features under a multinomial logistic regression.
+
+    Features are standardised by the training set's statistics; the fit is L-BFGS on the whole
+    set from zero, so that the score depends on nothing random. Labels of 255 are ignored.
     """
     mean, std = train_features.mean(0), train_features.std(0) + 1e-6
     weights = _fit(
@@ -52,9 +74,13 @@ def linear_probe(
         steps,
     )
     logits = _logits(weights, jnp.asarray((test_features - mean) / std))
-    confusion = np.asarray(
+    return np.asarray(
         confusion_matrix(best_class(logits), jnp.asarray(test_labels, jnp.int32), num_classes)
     )
+
+
+def probe_scores(confusion: Int[np.ndarray, "k k+1"]) -> dict[str, float]:
+    """`miou` and `accuracy` of a confusion matrix in [0, 1], and how many `classes` it has."""
     return {
         "miou": mean_iou(confusion),
         "accuracy": float(np.diag(confusion).sum() / max(confusion.sum(), 1)),

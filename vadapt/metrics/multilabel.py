@@ -58,15 +58,23 @@ class Answers:
         Raises:
             ConfigError: nothing was added.
         """
+        rows = self._all()
+        rows = rows[rows[:, 0] > 0, 1:]
+        parts = np.split(rows, rows.shape[1] // self._num_labels, axis=1)
+        return parts[0], parts[1].astype(np.int8), parts[2] if len(parts) > 2 else None
+
+    def elements(self) -> Int[np.ndarray, " n"]:
+        """The elements of the source that the images of `rows` are, by their numbers."""
+        return np.flatnonzero(self._all()[:, 0] > 0)  # batches have them in order
+
+    def _all(self) -> Float[np.ndarray, "m c"]:
+        """Every row of all processes, those that only fill up too: valid, scores, targets, ..."""
         if not self._batches:
             raise ConfigError("no image was added: nothing to score")
         mine = np.stack(self._batches)
         everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, *mine.shape)
         # A batch is the rows of one process after those of another.
-        rows = everyone.swapaxes(0, 1).reshape(-1, mine.shape[-1])
-        rows = rows[rows[:, 0] > 0, 1:]
-        parts = np.split(rows, rows.shape[1] // self._num_labels, axis=1)
-        return parts[0], parts[1].astype(np.int8), parts[2] if len(parts) > 2 else None
+        return everyone.swapaxes(0, 1).reshape(-1, mine.shape[-1])
 
 
 def average_precision(
@@ -114,6 +122,32 @@ class Counts(NamedTuple):
     OP: float
     OR: float
     OF1: float
+
+
+class Answered(NamedTuple):
+    """Images by what was said of each label, int [l] each; in doubt counts as absent."""
+
+    true_positives: Int[np.ndarray, " l"]
+    false_positives: Int[np.ndarray, " l"]
+    false_negatives: Int[np.ndarray, " l"]
+    true_negatives: Int[np.ndarray, " l"]
+
+    @property
+    def precision(self) -> Float[np.ndarray, " l"]:
+        """In [0, 1], of each label; 0 for one that is never predicted."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> Float[np.ndarray, " l"]:
+        """In [0, 1], of each label; 0 for one that is in no image."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+
+def answered(predicted: Bool[np.ndarray, "n l"], targets: Int[np.ndarray, "n l"]) -> Answered:
+    """Count, label by label, the images where a choice of labels is right and where it is not."""
+    there = targets > 0
+    pairs = ((predicted, there), (predicted, ~there), (~predicted, there), (~predicted, ~there))
+    return Answered(*((said & true).sum(0) for said, true in pairs))
 
 
 def precision_recall(predicted: Bool[np.ndarray, "n l"], targets: Int[np.ndarray, "n l"]) -> Counts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
@@ -85,6 +87,22 @@ def confusion_matrix(
     return counts.reshape(num_classes, columns)
 
 
+def image_mean_iou(
+    prediction: Integer[Array, "b *n"], target: Integer[Array, "b *n"], num_classes: int
+) -> Float[Array, " b"]:
+    """Mean IoU of each image alone, in [0, 1], over the classes that it has or is said to have.
+
+    NaN for an image without a labelled pixel. Pixels that are ignored count for nothing.
+    """
+    counts = jax.vmap(functools.partial(confusion_matrix, num_classes=num_classes))
+    matrices = counts(prediction, target)
+    found = jnp.diagonal(matrices, axis1=-2, axis2=-1)
+    union = matrices[:, :, :num_classes].sum(-2) + matrices.sum(-1) - found
+    each = found / jnp.maximum(union, 1)  # 0 for a class that is nowhere
+    number = (union > 0).sum(-1).astype(jnp.float32)
+    return jnp.where(number > 0, each.sum(-1) / jnp.maximum(number, 1), jnp.nan)
+
+
 def best_class(scores: Float[Array, "*n k"]) -> Int[Array, "*n"]:
     """The class of the highest score, -1 (none of them) where any score is NaN."""
     # argmax takes NaN for the highest: broken scores would all be hits of one class.
@@ -117,10 +135,14 @@ def mean_iou(confusion: Int[np.ndarray, "k p"]) -> float:
 
 def mean_accuracy(confusion: Int[np.ndarray, "k p"]) -> float:
     """Mean over the classes of the share of their pixels found, in [0, 1]; absent ones left out."""
+    return _mean_of_present(accuracy_per_class(confusion))
+
+
+def accuracy_per_class(confusion: Int[np.ndarray, "k p"]) -> Float[np.ndarray, " k"]:
+    """Share of each class's pixels found, in [0, 1]; NaN for a class that no pixel has."""
     confusion = np.asarray(confusion, np.float64)
     total = confusion.sum(1)
-    share = np.divide(np.diag(confusion), total, out=np.full_like(total, np.nan), where=total > 0)
-    return _mean_of_present(share)
+    return np.divide(np.diag(confusion), total, out=np.full_like(total, np.nan), where=total > 0)
 
 
 def pixel_accuracy(confusion: Int[np.ndarray, "k p"]) -> float:
