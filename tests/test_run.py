@@ -1,5 +1,6 @@
 """Whole runs of the PAD config, tiny: what they leave behind, and what they refuse."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -122,6 +123,11 @@ def test_evaluation_scores_the_newest_checkpoint_and_writes_only_that(finished):
     scores = run.run(tiny(), workdir, mode="evaluate", devices=one())
     assert scores == read(workdir, "evaluation.json") == result
     assert {path: path.stat().st_mtime_ns for path in _outputs(workdir)} == before
+    probed = sorted(path.name for path in (workdir / "evaluation" / "probe").iterdir())
+    assert probed == ["classes.csv", "confusion.csv", "confusion.png"]
+    rows = list(csv.DictReader((workdir / "evaluation" / "probe" / "classes.csv").open()))
+    iou = [float(row["IoU"]) for row in rows if row["IoU"]]
+    assert np.mean(iou) / 100 == pytest.approx(result["probe/adapted"], rel=1e-5)
 
 
 def test_a_finished_run_keeps_its_numbers_when_it_is_resumed(finished, tmp_path, monkeypatch):

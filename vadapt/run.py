@@ -17,16 +17,20 @@ from vadapt.runtime.storage import writing
 from vadapt.tasks import TASKS, make_task
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.claim import FREE, FREE_TO_EVALUATE, check_same, claim, read_json, write_json
+from vadapt.training.evaluation import EvaluationSettings
 from vadapt.training.fork import Origin, find_origin
 from vadapt.training.former_settings import modernize
+from vadapt.training.logging import note
 from vadapt.training.loop import Outcome, fit, open_checkpoints
+from vadapt.training.report import Report, check_number, class_table, write_report
 from vadapt.training.settings import check_settings
-from vadapt.training.task import Model, Task
+from vadapt.training.task import Model, Reports, Task
 from vadapt.weights.adapter_file import save_adapter, save_model
 
 Config = Any  # a ConfigDict, whose fields no type checker knows
 
 ABOUT = "about.json"
+REPORTS = "evaluation"  # a folder with one a test set
 # Sections and fields of a config that say how it was trained, from what, or where on this machine.
 _OF_TRAINING = (
     *("optimizer", "optimizers", "parallel", "run", "full", "train", "validation", "test"),
@@ -51,11 +55,12 @@ def run(
 
     Args:
         mode: "train", "resume" (a checkpoint must exist) or "evaluate" (no training: scores the
-            newest checkpoint, also of an unfinished run, writes `evaluation.json` and leaves
-            everything else but pictures and compiled programs as it is; other test sets than those
-            of the run may be given, and another process may be training there).
-        out: evaluating, where to put `evaluation.json`, the log, pictures and programs, by default
-            in the workdir, which is then only read.
+            newest checkpoint, also of an unfinished run, writes `evaluation.json` and the folder
+            `evaluation`, see `training.report`, and leaves everything else but pictures, the log
+            and compiled programs as it is; other test sets than those of the run may be given, and
+            another process may be training there).
+        out: evaluating, where to put what is written, by default in the workdir, which is then
+            only read.
         start_from: another workdir (or a checkpoint in it, as `DIR/checkpoints/800`), which is only
             read: a new run starts from what was trained there, under settings of its own; see
             `vadapt.training.fork`. It has no say once the new run has a checkpoint. Baselines start
@@ -70,8 +75,8 @@ def run(
             no checkpoint to go on from; a setting that nothing reads.
         TrainingError: a file cannot be written, or see `fit`.
     """
-    for note in modernize(config):
-        _say(f"note: {note}")
+    for change in modernize(config):
+        _say(f"note: {change}")
     for each in (config, *([full_training(config)] if config.baselines else ())):
         check_settings(each, TASKS[config.task.name])
     workdir, evaluating = Path(workdir), mode == "evaluate"
@@ -106,8 +111,9 @@ def _evaluate(
     config = without_cache(config)
     task = make_task(config)
     latest = checkpoints.latest()
+    num_worst = check_number(config.eval.get("num_worst", EvaluationSettings.num_worst))
     outcome = fit(task, config, out, stop_at=latest, devices=devices, checkpoints=checkpoints)
-    _, result = _score(task, outcome, out, workdir)
+    _, result = _score(task, outcome, out, workdir, num_worst=num_worst)
     return result
 
 
@@ -149,35 +155,66 @@ def _train(
 
 
 def _score(
-    task: Task[Model], outcome: Outcome[Model], out: Path, workdir: Path, *, last: bool = True
+    task: Task[Model],
+    outcome: Outcome[Model],
+    out: Path,
+    workdir: Path,
+    *,
+    last: bool = True,
+    num_worst: int | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Scores by model, and the numbers of `evaluation.json`, which grows with each of them.
 
     Args:
         last: no other scores follow, so that these are shown.
+        num_worst: images on the sheets of a task that reports on its test sets; None: no reports.
     """
     _say("scoring the model ...")
     scores: dict[str, dict[str, float]] = {}
     result: dict[str, float] = {}
-    for name, values in _evaluations(task, outcome):
+    reports: dict[str, Report] = {}
+    for name, values in _evaluations(task, outcome, None if num_worst is None else reports):
         scores[name] = values
         result = _numbers(outcome, scores, workdir)
         write_json(out / "evaluation.json", result)
     if last:
-        _say(closing_table(scores, result, out))
+        text = closing_table(scores, result, out)
+        _say("\n".join([text, *_write_reports(out, reports, num_worst or 0)]))
     return scores, result
 
 
 def _evaluations(
-    task: Task[Model], outcome: Outcome[Model]
+    task: Task[Model], outcome: Outcome[Model], reports: dict[str, Report] | None
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """The scores of the model before training, where they say something, and after it."""
-    if not getattr(task, "evaluates_initial", True):
+    """The scores of the model before training, where they say something, and after it.
+
+    Args:
+        reports: gets those on the latter, if the task has any.
+    """
+    initial = None
+    if getattr(task, "evaluates_initial", True):
+        initial = task.evaluate(outcome.initial)
+        yield "frozen", initial
+    if reports is not None and isinstance(task, Reports):
+        scores, found = task.report(outcome.model)
+        reports.update(found)
+        yield "adapted", scores
+    elif initial is None or outcome.steps:
         yield "adapted", task.evaluate(outcome.model)
-        return
-    initial = task.evaluate(outcome.initial)
-    yield "frozen", initial
-    yield "adapted", task.evaluate(outcome.model) if outcome.steps else initial
+    else:
+        yield "adapted", initial
+
+
+def _write_reports(out: Path, reports: Mapping[str, Report], num_worst: int) -> list[str]:
+    """Show and write what reports say, by process 0; returns lines about their files."""
+    if jax.process_index() > 0:
+        return []
+    lines = []
+    for name, report in reports.items():
+        note(out, "\n" + class_table(name, report))
+        folder = out / REPORTS / name
+        lines.append(f"{folder}: {', '.join(write_report(folder, report, num_worst))}")
+    return lines
 
 
 def _baseline(

@@ -62,6 +62,7 @@ def evaluation(**fields: Any) -> ConfigDict:
     section.best = ""  # a score, such as mean/miou, whose best checkpoint counts in the end
     section.patience = 0  # evaluations without a new best after which training ends
     section.num_pictures = 4
+    section.num_worst = 16  # test images that --mode=evaluate shows, the worst first; 0: none
     section.update(fields)
     return section
 

@@ -11,6 +11,7 @@ from tests.processes import finish, lines_of, local
 from vadapt.errors import ConfigError
 from vadapt.metrics.multilabel import (
     Answers,
+    answered,
     average_precision,
     choose,
     label_scores,
@@ -106,6 +107,10 @@ def test_counts_with_a_label_never_predicted_and_one_in_no_image():
     np.testing.assert_allclose(counts.CR, (1 / 2 + 0 + 0) / 3)
     np.testing.assert_allclose([counts.OP, counts.OR], [1 / 4, 1 / 4])
     np.testing.assert_allclose(counts.CF1, 2 * counts.CP * counts.CR / (counts.CP + counts.CR))
+    each = answered(predicted, targets)
+    assert [array.tolist() for array in each] == [[1, 0, 0], [1, 0, 2], [1, 2, 0], [0, 1, 1]]
+    np.testing.assert_array_equal(each.precision, [1 / 2, 0, 0])
+    np.testing.assert_array_equal(each.recall, [1 / 2, 0, 0])
     nothing = precision_recall(np.zeros_like(predicted), targets)
     assert nothing == (0, 0, 0, 0, 0, 0)
 
@@ -144,6 +149,7 @@ def test_batches_and_what_fills_them_up_change_nothing(rng):
         answers.add(scores[rows], targets[rows], areas[rows], np.arange(at, at + 4) < 10)
     for found, expected in zip(answers.rows(), (scores, targets, areas), strict=True):
         np.testing.assert_array_equal(found, expected)
+    assert answers.elements().tolist() == list(range(10))
     with pytest.raises(ConfigError, match="nothing to score"):
         Answers().rows()
 
@@ -159,8 +165,12 @@ def test_processes_that_share_the_images_score_them_as_one_does():
         "for batch in batches(source, [], 4, **shared):\n"
         "    labels = batch['labels']\n"
         "    answers.add(labels.astype(np.float32), labels % 2, valid=batch['valid'])\n"
-        "print(jax.process_count(), answers.rows()[0][:, 0].tolist())"
+        "print(jax.process_count(), answers.rows()[0][:, 0].tolist())\n"
+        "from vadapt.training.report import of_all_processes\n"
+        "mine = np.arange(3 - 2 * jax.process_index(), dtype=np.float32)\n"
+        "print('elements', answers.elements().tolist(), of_all_processes(mine).tolist())"
     )
     said, _ = finish(local(2, [sys.executable, "-c", code]))
     for number in range(2):
         assert "2 [0.0, 1.0, 2.0, 3.0, 4.0]" in lines_of(number, said)
+        assert "elements [0, 1, 2, 3, 4] [0.0, 1.0, 2.0, 0.0]" in lines_of(number, said)

@@ -8,14 +8,17 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
+from vadapt.charts import RIGHT, WRONG
 from vadapt.configs import gkgnet_coco, gkgnet_voc, parts, vig_imagenet
 from vadapt.data import pipeline
 from vadapt.data.multilabel import SceneLabels
+from vadapt.drawing import INK, QUIET
 from vadapt.errors import ConfigError
 from vadapt.metrics.multilabel import average_precision
 from vadapt.partition import count, flatten, split
 from vadapt.run import run
 from vadapt.tasks import image_labels, make_task
+from vadapt.tasks.label_reports import class_confusion, class_losses, label_losses, text_lines
 from vadapt.tasks.mixing import mix
 from vadapt.weights.adapter_file import save_model
 
@@ -118,6 +121,55 @@ def test_testing_counts_every_image_once_whatever_fills_batches_up():
     assert {"clean/CF1", "clean/OF1_top3", "other/mAP_s", "other/CF1_top3_thr"} <= set(scores)
 
 
+def test_a_report_has_the_scores_of_testing_and_every_image_by_itself():
+    task = make_task(scenes())
+    model = task.build()
+    scores, reports = task.report(model)
+    assert scores == task.evaluate(model)
+    report, images = reports["other"], reports["other"].images
+    assert report.confusion is None
+    ap = {row["class"]: row["AP"] for row in report.rows if row["images"]}
+    assert ap == {name: scores[f"other/AP/{name}"] for name in ap}
+    precision = np.mean([row["precision"] for row in report.rows])
+    assert precision == pytest.approx(scores["other/CP"])
+    cells = ("true_positives", "false_positives", "false_negatives", "true_negatives")
+    assert {sum(row[cell] for cell in cells) for row in report.rows} == {6}
+    source = SceneLabels(6, view="visible", seed=0)
+    logits, targets, _ = task.answers(
+        model, pipeline.data_sets(task.config, "test")["other"]
+    ).rows()
+    assert targets.shape == (6, len(source.classes))
+    losses = label_losses(logits, targets)
+    assert images.elements.tolist() == np.argsort(-losses, kind="stable").tolist()
+    np.testing.assert_array_equal(images.scores, np.sort(losses)[::-1])
+    few, more = (images.draw(images.worst(number)) for number in (2, 5))
+    assert more.shape[0] - few.shape[0] == 3 * (192 + 8)
+
+
+def test_losses_of_images_are_exact_and_doubt_has_none():
+    logits = np.array([[0.0, 0.0], [-800.0, 800.0], [3.0, 3.0], [np.nan, 0.0]], np.float32)
+    targets = np.array([[1, -1], [1, 0], [-1, -1], [1, 1]], np.int8)
+    found = label_losses(logits, targets)
+    np.testing.assert_allclose(found, [np.log(2), 800, np.nan, np.inf], rtol=1e-12)
+    one = np.array([[1, 0], [0, 1], [0, 0], [1, 0]], np.int8)
+    found = class_losses(logits, one)
+    np.testing.assert_allclose(found, [np.log(2), 0, np.nan, np.inf], atol=1e-12)
+    assert class_confusion(logits, one).tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_what_is_said_of_an_image_tells_right_from_wrong():
+    classes, probabilities = ("dog", "cat", "cow", "owl"), np.array([0.9, 0.2, 0.6, 0.05])
+    targets = np.array([1, 1, 0, -1])
+    truth, found = text_lines(classes, probabilities, targets, 0.5)
+    assert truth == [("cat  20%", WRONG), ("dog  90%", RIGHT), ("owl  in doubt", QUIET)]
+    assert found == [("dog  90%", RIGHT), ("cow  60%", WRONG), ("cat  20%", QUIET)]
+    _, best = text_lines(classes, probabilities, targets, 2.0)  # which only the best one reaches
+    assert best == [("dog  90%", RIGHT), ("cow  60%", QUIET), ("cat  20%", QUIET)]
+    broken, none = text_lines(classes, np.full(4, np.nan), 0 * targets, 2.0)
+    assert broken == [("none", INK)]
+    assert [color for _, color in none] == [QUIET] * 3
+
+
 def test_norms_of_the_backbone_move_only_when_they_train():
     for norms in (False, True):
         config = gkgnet_coco.get_config("scenes")
@@ -182,6 +234,14 @@ def test_the_one_label_of_an_image_is_learnt_by_softmax():
     scores = task.evaluate(model)
     assert set(scores) == {"clean/top1", "clean/top5"}
     assert 0 <= scores["clean/top1"] <= scores["clean/top5"] <= 100
+    again, reports = task.report(model)
+    assert again == scores
+    counts = reports["clean"].confusion
+    assert (counts.shape, counts.sum()) == ((20, 21), 5)
+    assert 100 * np.trace(counts) / 5 == pytest.approx(scores["clean/top1"])
+    found = sum(row["accuracy"] * row["images"] for row in reports["clean"].rows if row["images"])
+    assert found / 5 == pytest.approx(scores["clean/top1"])
+    assert reports["clean"].images.draw([0, 1]).shape[1] > 3 * 192
 
 
 def test_published_recipes_are_the_papers():

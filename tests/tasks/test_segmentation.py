@@ -1,7 +1,9 @@
 """Segmentation: a user's folder trained on and predicted, the step, and exact testing."""
 
 import contextlib
+import csv
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,41 @@ def test_a_users_folder_is_trained_on_and_predicted(tmp_path, capsys, caplog):
     assert sum(first) == pytest.approx(1, abs=1e-4)
     # What the run reported, from the files that a user gets.
     assert 100 * mean_iou(found) == pytest.approx(result["val/miou/adapted"], abs=0.5)
+    check_the_closer_look(tmp_path, result, capsys)
+
+
+def check_the_closer_look(tmp_path, result, capsys):
+    """To evaluate the run leaves its scores and writes files about classes and images."""
+    nothing = tmp_path / "data" / "masks" / "val" / "04.png"
+    config = folder_config(tmp_path / "data")
+    again = run(config, tmp_path / "run", mode="evaluate", out=tmp_path / "looked")
+    assert again == result
+    Image.fromarray(np.full_like(np.asarray(Image.open(nothing)), 255)).save(nothing)
+    capsys.readouterr()
+    config.eval.num_worst = 2
+    run(config, tmp_path / "run", mode="evaluate", out=tmp_path / "looked")
+    said, folder = capsys.readouterr().out, tmp_path / "looked" / "evaluation" / "val"
+    names = "classes.csv, confusion.csv, confusion.png, worst.csv, worst.png"
+    assert said.endswith(f"{folder}: {names}\n")
+    table = f"val: {len(CLASSES)} classes by IoU, the worst first"
+    assert table in said
+    assert table in (tmp_path / "looked" / "log.txt").read_text()
+    header, *rows = csv.reader((folder / "worst.csv").open())
+    assert header == ["image", "mIoU"]
+    images = tmp_path / "data" / "images" / "val"
+    # All but the broken one; that without a labeled pixel has no score.
+    assert sorted(name for name, _ in rows) == [str(images / f"{i:02}.png") for i in range(5)]
+    assert rows[-1] == [str(images / "04.png"), ""]
+    scores = [float(score) for _, score in rows[:-1]]
+    assert scores == sorted(scores)
+    header, *rows = csv.reader((folder / "confusion.csv").open())
+    assert [row[0] for row in rows] == header[1:-1] == list(CLASSES)
+    counts = np.array([row[1:] for row in rows], int)
+    result = json.loads((tmp_path / "looked" / "evaluation.json").read_text())
+    assert 100 * mean_iou(counts) == result["val/miou/adapted"]
+    config.eval.num_worst = 101
+    with pytest.raises(ConfigError, match=r"config\.eval\.num_worst is 101"):
+        run(config, tmp_path / "run", mode="evaluate", out=tmp_path / "looked")
 
 
 def test_only_the_head_learns_and_every_term_is_reported():
@@ -137,6 +174,33 @@ def test_testing_counts_every_element_once_whatever_fills_batches_up():
     scores = task.evaluate(model)
     assert scores["other/miou"] == pytest.approx(100 * mean_iou(whole), abs=1e-3)
     assert set(scores) >= {"clean/miou", "mean/miou", "mean/aacc"}
+
+
+def test_a_report_has_the_scores_of_testing_and_every_image_by_itself():
+    task = SegmentationTask(scenes())
+    model = task.build()
+    scores, reports = task.report(model)
+    assert scores == task.evaluate(model)
+    assert list(reports) == ["clean", "other"]
+    report, images = reports["other"], reports["other"].images
+    iou = {row["class"]: row["IoU"] for row in report.rows}
+    assert {name: iou[name] for name in iou if not np.isnan(iou[name])} == {
+        name: scores[f"other/iou/{name}"] for name in CLASSES if f"other/iou/{name}" in scores
+    }
+    data = pipeline.data_sets(task.config, "test")["other"]
+    source = pipeline.make_source(data, labelled.READS)
+    whole, alone = 0, []
+    for i in range(len(source)):
+        found = jnp.asarray(task.predict(model, source[i]["image"][None]))
+        counts = confusion_matrix(found, jnp.asarray(source[i]["mask"])[None], len(CLASSES))
+        whole = whole + np.asarray(counts)
+        alone.append(100 * mean_iou(np.asarray(counts)))
+    np.testing.assert_array_equal(report.confusion, whole)
+    assert images.elements.tolist() == np.argsort(alone, kind="stable").tolist()
+    np.testing.assert_allclose(images.scores, np.sort(alone), rtol=1e-5)
+    assert images.name(3) == "element 3"
+    few, more = (images.draw(images.worst(number)) for number in (2, 5))
+    assert more.shape[0] - few.shape[0] == 3 * (192 + 8)
 
 
 def test_a_class_that_is_never_seen_is_named_once(tmp_path, caplog):

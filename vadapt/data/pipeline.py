@@ -18,6 +18,7 @@ from vadapt import options
 from vadapt.data import fields
 from vadapt.data.kinds import Batch, Dimensions
 from vadapt.data.named_sources import EMBEDDED
+from vadapt.data.numbered import ELEMENT, Numbered
 from vadapt.data.repeated import Repeated, balanced_counts
 from vadapt.data.side_by_side import SideBySide
 from vadapt.data.sources import Guarded, Joined, Source
@@ -256,11 +257,21 @@ def streams_shapes(
     return shapes
 
 
-def evaluation_batches(data: Any, feed: Feed, source: Source, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    data: Any,
+    feed: Feed,
+    source: Source,
+    batch_size: int,
+    only: Sequence[int] | None = None,
+) -> Iterator[Batch]:
     """All elements once, this process's share, read ahead; "valid" is False for what fills up.
 
     Elements that cannot be read count for nothing and are named in the log, up to a share of
-    `data.max_corrupt`. With `feed.by_size` they are grouped by the sizes of their pixels.
+    `data.max_corrupt`. With `feed.by_size` they are grouped by the sizes of their pixels, and the
+    field "element" has their numbers.
+
+    Args:
+        only: with `feed.by_size`, the numbers of the elements to read instead of this process's.
 
     Raises:
         ConfigError: a batch of no image.
@@ -273,7 +284,11 @@ def evaluation_batches(data: Any, feed: Feed, source: Source, batch_size: int) -
     if feed.by_size:
         mine = range(process["process_index"], len(source), process["process_count"])
         records = readable(
-            source, feed.transforms, mine, max_corrupt=data.max_corrupt, fields=feed.fields
+            Numbered(source),
+            feed.transforms,
+            mine if only is None else only,
+            max_corrupt=data.max_corrupt,
+            fields=(*feed.fields, ELEMENT),
         )
         yield from _grouped(records, batch_size, data.get("max_boxes", 0) or None)
         return

@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, Key
 
 from vadapt.metrics.multilabel import Answers, top_accuracy
 from vadapt.system import System
+from vadapt.tasks import label_reports
 from vadapt.tasks.mixing import mix
 from vadapt.tasks.multilabel import MultilabelTask
 from vadapt.tasks.settings import CLASSIFICATION_FIELDS
+from vadapt.training.report import Report
 
 
 class ClassificationTask(MultilabelTask):
@@ -48,3 +50,15 @@ class ClassificationTask(MultilabelTask):
         """The share of images whose label is the best one, and among the best five."""
         scores, targets, _ = answers.rows()
         return {f"top{number}": top_accuracy(scores, targets, number) for number in (1, 5)}
+
+    def report_of(self, answers: Answers, data: Any) -> Report:
+        """A closer look at one test set."""
+        logits, targets, _ = answers.rows()
+        confusion = label_reports.class_confusion(logits, targets)
+        losses = label_reports.class_losses(logits, targets)
+        return Report(
+            rows=label_reports.class_rows(self.classes, confusion),
+            by="accuracy",
+            confusion=confusion,
+            images=label_reports.label_images(self, data, answers, losses, threshold=2.0),
+        )

@@ -24,6 +24,7 @@ from vadapt.nn.drop import OptionalKey
 from vadapt.tasks import inputs
 from vadapt.tasks.probe import SceneProbe
 from vadapt.tasks.settings import MAE_FIELDS
+from vadapt.training.report import Report
 
 
 class Masking(NamedTuple):
@@ -181,6 +182,13 @@ class MAETask:
         They are the same scenes, whatever they are evaluated for.
         """
         return {} if self.probe is None else self.probe(model.backbone)
+
+    def report(self, model: MaskedAutoencoder) -> tuple[dict[str, float], dict[str, Report]]:
+        """What `evaluate` gives, and a `Report` of the probe."""
+        if self.probe is None:
+            return {}, {}
+        scores, found = self.probe.report(model.backbone)
+        return scores, {"probe": found}
 
     def export(self, model: MaskedAutoencoder) -> nnx.Module:
         """The part that people keep: the backbone. The decoder has done its work."""

@@ -24,10 +24,11 @@ from vadapt.drawing import contact_sheet, draw_chosen, to_rgb
 from vadapt.errors import ConfigError
 from vadapt.heads import label_head
 from vadapt.losses.multilabel import label_losses
-from vadapt.metrics.multilabel import Answers, average_precision, label_scores
+from vadapt.metrics.multilabel import Answers, average_precision, choose, label_scores
 from vadapt.system import System
-from vadapt.tasks import image_labels, inputs
+from vadapt.tasks import image_labels, inputs, label_reports
 from vadapt.tasks.settings import MULTILABEL_FIELDS
+from vadapt.training.report import Report
 from vadapt.training.task import Prediction
 
 COLUMNS = ("image", "first label", "second", "third")  # of pictures
@@ -138,14 +139,42 @@ class MultilabelTask:
         """
         scores = {}
         for name, data in pipeline.evaluation_sets(self.config, on).items():
+            scores |= self._scored(name, self.answers(model, data, f"testing on {name}"))
+        self._tell_unseen()
+        return scores
+
+    def report(self, model: System) -> tuple[dict[str, float], dict[str, Report]]:
+        """What `evaluate` gives for the test sets, and a `Report` of each."""
+        scores, reports = {}, {}
+        for name, data in pipeline.evaluation_sets(self.config, "test").items():
             answers = self.answers(model, data, f"testing on {name}")
-            scores |= {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
-            self._unseen.tell(
-                f"test set {name!r}", self.classes, (answers.rows()[1] > 0).sum(axis=0)
-            )
+            scores |= self._scored(name, answers)
+            reports[name] = self.report_of(answers, data)
+        self._tell_unseen()
+        return scores, reports
+
+    def report_of(self, answers: Answers, data: Any) -> Report:
+        """A closer look at one test set."""
+        logits, targets, _ = answers.rows()
+        probabilities = self.probabilities(logits)
+        threshold = self.config.eval.threshold
+        chosen = choose(probabilities, threshold=threshold)
+        losses = label_reports.label_losses(logits, targets)
+        return Report(
+            rows=label_reports.label_rows(self.classes, probabilities, targets, chosen),
+            by="AP",
+            images=label_reports.label_images(self, data, answers, losses, threshold),
+        )
+
+    def _scored(self, name: str, answers: Answers) -> dict[str, float]:
+        there = (answers.rows()[1] > 0).sum(axis=0)
+        scores = {f"{name}/{metric}": x for metric, x in self.scores_of(answers).items()}
+        self._unseen.tell(f"test set {name!r}", self.classes, there)
+        return scores
+
+    def _tell_unseen(self) -> None:
         if self._learned.records and self._learned.records >= len(self.source):
             self._unseen.tell("training images", self.classes, self._learned.totals)
-        return scores
 
     @functools.cached_property
     def _learned(self) -> LabelCounts:

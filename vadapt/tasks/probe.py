@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from vadapt.data.scenes import CLASSES, SceneOptions, Scenes
-from vadapt.metrics.linear_probe import linear_probe, patch_labels
+from vadapt.metrics.linear_probe import patch_labels, probe_confusion, probe_scores
 from vadapt.tasks.inputs import normalise
+from vadapt.tasks.pixel_reports import class_rows
+from vadapt.training.report import Report
 
 # Far from any training seed, so that no scene of the probe was ever trained on.
 TRAIN_SEED, TEST_SEED = 900_001, 900_002
@@ -50,6 +52,19 @@ class SceneProbe:
 
     def __call__(self, backbone: Any) -> dict[str, float]:
         """`probe` (mean IoU over classes) and `probe_accuracy`, both of patches, in [0, 1]."""
+        return self._named(self._confusion(backbone))
+
+    def report(self, backbone: Any) -> tuple[dict[str, float], Report]:
+        """The same, and classes and confusions of the patches."""
+        confusion = self._confusion(backbone)
+        rows = class_rows(CLASSES, confusion, "patches")
+        return self._named(confusion), Report(rows=rows, by="IoU", confusion=confusion)
+
+    def _named(self, confusion: Int[np.ndarray, "k k+1"]) -> dict[str, float]:
+        scores = probe_scores(confusion)
+        return {"probe": scores["miou"], "probe_accuracy": scores["accuracy"]}
+
+    def _confusion(self, backbone: Any) -> Int[np.ndarray, "k k+1"]:
         graph, state = nnx.split(backbone)
         tree = nnx.to_pure_dict(state)
         sides = []
@@ -57,8 +72,7 @@ class SceneProbe:
             labels = patch_labels(masks.astype(np.int32), backbone.patch_size, len(CLASSES))
             features = self._features(graph, tree, images)
             sides += [features.reshape(-1, features.shape[-1]), labels.reshape(-1)]
-        scores = linear_probe(*sides, num_classes=len(CLASSES))
-        return {"probe": scores["miou"], "probe_accuracy": scores["accuracy"]}
+        return probe_confusion(*sides, num_classes=len(CLASSES))
 
     def _features(self, graph: Any, tree: Any, images: np.ndarray) -> Float[np.ndarray, "s h w d"]:
         batch = min(64, len(images))

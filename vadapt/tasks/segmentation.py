@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vadapt import system
 from vadapt.data import pipeline
@@ -29,8 +29,10 @@ from vadapt.nn.hooks import hook_losses
 from vadapt.nn.trunk import Features
 from vadapt.system import System
 from vadapt.tasks import frozen_features, labelled
+from vadapt.tasks.pixel_reports import ImageScores, class_rows
 from vadapt.tasks.settings import SEGMENTATION_FIELDS
 from vadapt.tasks.sliding import Inference, check_multiple
+from vadapt.training.report import Report
 from vadapt.training.task import Prediction
 
 
@@ -156,23 +158,49 @@ class SegmentationTask:
         `config.validation` if there are any. A class that is in none of a set's images, or in no
         crop of a whole pass over the training data, is named in the log.
         """
+        sets = pipeline.evaluation_sets(self.config, on)
+        return self._scores_of({name: self._count(model, name, sets[name]) for name in sets})
+
+    def report(self, model: System) -> tuple[dict[str, float], dict[str, Report]]:
+        """What `evaluate` gives for the test sets, and a `Report` of each."""
+        matrices, reports = {}, {}
+        for name, data in pipeline.evaluation_sets(self.config, "test").items():
+            each = ImageScores(len(self.classes))
+            matrices[name] = self._count(model, name, data, each)
+            reports[name] = Report(
+                rows=class_rows(self.classes, matrices[name]),
+                by="IoU",
+                confusion=matrices[name],
+                images=each.images(self, model, data),
+            )
+        return self._scores_of(matrices), reports
+
+    def _count(
+        self, model: System, name: str, data: Any, each: ImageScores | None = None
+    ) -> Int[np.ndarray, "k k+1"]:
+        """The confusion matrix of a test set, over all processes; `each` sees the images, too."""
         graph, state = nnx.split(model)
         tree = nnx.to_pure_dict(state)
-        matrices = {}
-        for name, data in pipeline.evaluation_sets(self.config, on).items():
-            matrix = Confusion.empty(len(self.classes))
-            source = pipeline.make_source(data, labelled.READS)
-            batches = pipeline.evaluation_batches(
-                data, labelled.evaluation_feed(data), source, self.config.eval.batch
-            )
-            for batch in with_progress(batches, f"testing on {name}"):
-                matrix = self._jitted_count(graph, tree, matrix, batch)
-            matrices[name] = (
-                np.asarray(multihost_utils.process_allgather(matrix.counts()))
-                .reshape(-1, *matrix.low.shape)
-                .sum(axis=0)
-            )
-            self._unseen.tell(f"test set {name!r}", self.classes, matrices[name].sum(axis=1))
+        matrix = Confusion.empty(len(self.classes))
+        source = pipeline.make_source(data, labelled.READS)
+        batches = pipeline.evaluation_batches(
+            data, labelled.evaluation_feed(data), source, self.config.eval.batch
+        )
+        for batch in with_progress(batches, f"testing on {name}"):
+            size = batch["mask"].shape[1:]
+            found = self._jitted_classes(graph, tree, batch["image"], size)
+            matrix = _add(matrix, found, batch["mask"], batch["valid"])
+            if each is not None:
+                each.add(found, batch)
+        counts = (
+            np.asarray(multihost_utils.process_allgather(matrix.counts()))
+            .reshape(-1, *matrix.low.shape)
+            .sum(axis=0)
+        )
+        self._unseen.tell(f"test set {name!r}", self.classes, counts.sum(axis=1))
+        return counts
+
+    def _scores_of(self, matrices: Mapping[str, Int[np.ndarray, "k k+1"]]) -> dict[str, float]:
         if self._learned.records and self._learned.records >= len(self.source):
             self._unseen.tell("training crops", self.classes, self._learned.totals)
         classes = {
@@ -286,11 +314,7 @@ class SegmentationTask:
 
         return jax.jit(sure, static_argnums=(0, 3))
 
-    @functools.cached_property
-    def _jitted_count(self) -> Callable[..., Any]:
-        def count(graph: Any, tree: Any, matrix: Confusion, batch: dict[str, Array]) -> Confusion:
-            _, height, width = batch["mask"].shape
-            found = self._classes(graph, tree, batch["image"], (height, width))
-            return matrix.update(found, batch["mask"], batch["valid"])
 
-        return jax.jit(count, static_argnums=0)
+@jax.jit
+def _add(matrix: Confusion, found: Array, mask: Array, valid: Array) -> Confusion:
+    return matrix.update(found, mask, valid)

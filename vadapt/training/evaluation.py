@@ -19,6 +19,7 @@ class EvaluationSettings:
     best: str = ""
     patience: int = 0
     num_pictures: int = 4
+    num_worst: int = 16  # images on the sheet of --mode=evaluate, see `training.report`
 
 
 class Evaluations:

@@ -100,8 +100,7 @@ class RunLog:
         if not self.active:
             return
         self._print(message)
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        _append(self.workdir / "log.txt", f"{stamp} {message}\n")
+        _append(self.workdir / "log.txt", _stamped(message))
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds numbers (also NumPy or jax scalars) to `metrics.jsonl`, TensorBoard and W&B.
@@ -266,6 +265,16 @@ def _detach(handler: _Handler) -> None:
     logger = logging.getLogger("vadapt")
     logger.removeHandler(handler)
     logger.propagate = handler.propagated
+
+
+def note(workdir: Path, message: str) -> None:
+    """A line (or several) on the terminal and in `log.txt`, when no `RunLog` is open."""
+    print(message, flush=True)
+    _append(workdir / "log.txt", _stamped(message))
+
+
+def _stamped(message: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n"
 
 
 def _append(path: Path, line: str) -> None:

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vadapt.data.stream import Stream
+from vadapt.training.report import Report
 
 Batch = Mapping[str, Array]
 Model = TypeVar("Model", bound=nnx.Module)  # what a task builds, and is given again
@@ -35,7 +36,8 @@ class Task(Protocol[Model]):
       what was trained, and `vadapt.load_run` sets `known`, a mapping with them, before `build`: a
       task that looks there first is used without any data;
     - `prepare_image`, from an image as it was read (uint8 [h, w, c]) to one of the size at which
-      the model sees it; without it, `vadapt.load_run` resizes to `config.data.image_size`.
+      the model sees it; without it, `vadapt.load_run` resizes to `config.data.image_size`;
+    - `report` (see `Reports`).
     """
 
     config: Any
@@ -130,6 +132,18 @@ class Predicts(Protocol[Sees]):
 
     def predict_image(self, model: Sees, image: UInt8[np.ndarray, "h w c"]) -> Prediction:
         """What the model says of an image as it was read, whose labels nobody knows."""
+        ...
+
+
+@runtime_checkable
+class Reports(Protocol[Sees]):
+    """A task that says more of its test sets than their scores."""
+
+    def report(self, model: Sees) -> tuple[dict[str, float], dict[str, Report]]:
+        """What `evaluate` gives, to the bit, and a `Report` by the name of each test set.
+
+        Every process of a run calls it, and all get the same scores.
+        """
         ...
 
 
