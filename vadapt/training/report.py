@@ -145,9 +145,12 @@ def write_report(folder: Path, report: Report, num_worst: int) -> list[str]:
             scored = zip(images.elements.tolist(), images.scores.tolist(), strict=True)
             lines = ([images.name(element), _shown(score)] for element, score in scored)
             _write_csv(folder / "worst.csv", ["image", images.score], lines)
-            if worst := images.worst(num_worst):
-                names.append("worst.png")
-                save_png(folder / "worst.png", images.draw(worst))
+    worst = [] if report.images is None else report.images.worst(num_worst)
+    if report.images is not None and worst:
+        sheet = report.images.draw(worst)  # which reads: what fails there is no fault of writing
+        names.append("worst.png")
+        with writing(folder / "worst.png"):
+            save_png(folder / "worst.png", sheet)
     return names
 
 
