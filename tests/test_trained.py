@@ -219,3 +219,29 @@ def test_a_model_says_how_it_sees_images():
         vadapt.preprocess(image, model)
     plain = vadapt.preprocess(image, model, statistics=(0.0, 1.0))
     np.testing.assert_allclose(plain, np.full((1, 28, 28, 3), 128 / 255), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("model", "options", {"width": 2**16, "num_heads": 1}, "asks for a model of"),
+        ("model", "options", {"width": -8}, "by which no model can be built"),
+        ("head", "name", 5, "by which no model can be built"),
+        ("task", "layers", [2**12], "whole numbers up to"),
+    ],
+)
+def test_a_header_that_asks_for_another_model_than_the_file_holds_is_refused_before_memory_is_taken(
+    project, tmp_path, monkeypatch, section, name, value, words
+):
+    adapter = project[0] / "runs" / "mine" / "adapter.safetensors"
+    header = read_header(adapter)
+    config = json.loads(header["config"])
+    config[section][name] = value
+    path = tmp_path / "mine.safetensors"
+    arrays = {k: np.asarray(v) for k, v in read_arrays(adapter).items()}
+    write_arrays(path, arrays, {**header, "config": json.dumps(config)})
+    monkeypatch.setattr("vadapt.models.load", None)  # what comes after the model was made
+    with pytest.raises((WeightsError, ConfigError), match=words) as error:
+        vadapt.load_run(path, weights=ASSET)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)

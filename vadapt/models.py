@@ -210,6 +210,9 @@ def load_adapted(model: nnx.Module, config: Any) -> Report:
     options = info.extra.get("options", {})
     name = info.backbone or config["backbone"]
     allowed = {"allow_unexpected": BESIDE}
+    if not config["weights"]:  # with some, shapes are compared with theirs
+        build = functools.partial(_created, name, "", allowed, 0, options)
+        adapters.check_sizes(info, lambda: adapters.with_methods(build()[0], info))
     plain, found = _created(name, config["weights"], allowed, 0, options)
     # Fixed tables that no file holds are made for an image size; the model has made its own.
     tables = {path for path, v in variables(model).items() if isinstance(v, Constant)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from vadapt import models, sharding, system
+from vadapt import adapters, models, sharding, system
 from vadapt.data.given import read_images
 from vadapt.data.transforms import Resize
 from vadapt.errors import ConfigError, DataError, WeightsError
@@ -32,7 +33,10 @@ from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
 from vadapt.weights.base import BACKBONE
 from vadapt.weights.files import READERS, read_arrays
 from vadapt.weights.hub import ADAPTER, PREFIX, local_adapter
-from vadapt.weights.sources import ASSETS
+from vadapt.weights.patterns import ends_soon, texts
+from vadapt.weights.sources import ASSETS, arrays_of
+
+_SLACK = 2**24  # numbers that a model may have more than its files
 
 
 @dataclass(frozen=True)
@@ -315,13 +319,18 @@ def _from_adapter(held: _Held, info: AdapterInfo, config: Any, given: str) -> Lo
         config = _changed(config, "model", "adapter", "")
     candidates = list(dict.fromkeys(_candidates(config.model.weights, given, held.folders)))
     failures = {}
+    # A pattern that might never end is not tried, see `load_adapter`.
+    trainable = config.get("trainable")
+    trainable = trainable if all(map(ends_soon, texts(trainable))) else None
+    shapes = adapters.abstract(info, lambda: _build(_task(held, config), pretrained=False))
     # Nothing is needed of a base that was trained whole: its hash is that of any other.
     for source in [*candidates, *([""] if info.base_kind and "" not in candidates else [])]:
         changed = _changed(config, "model", "weights", source)
         task = _task(held, changed)
         try:
+            _check_size(info, shapes, source)
             model = _build(task)
-            load_adapter(model, info.path, trainable=changed.get("trainable"))
+            load_adapter(model, info.path, trainable=trainable)
             return LoadedRun(task, model, held.name)
         except WeightsError as error:
             failures[source] = error
@@ -344,15 +353,30 @@ def _holds_methods(held: _Held, info: AdapterInfo, config: Any) -> bool:
     return bool(added) and all({path, path.removeprefix(BACKBONE)} & names for path in added)
 
 
-def _build(task: Task[nnx.Module]) -> nnx.Module:
+def _check_size(info: AdapterInfo, shapes: nnx.Module, source: str) -> None:
+    """Refuse to build what is far larger than an adapter file and its base together.
+
+    Heads and position tables are of other sizes than files say, so that shapes are compared later.
+    """
+    wanted = sum(math.prod(variable.shape) for variable in variables(shapes).values())
+    held = [read_arrays(info.path), arrays_of(source) if source else {}]
+    numbers = sum(math.prod(array.shape) for arrays in held for array in arrays.values())
+    if wanted > 2 * numbers + _SLACK:
+        raise WeightsError(
+            f"{str(info.path)!r} has a header that asks for a model of {wanted:,} numbers; it and "
+            f"its base weights {source!r} hold {numbers:,}"
+        )
+
+
+def _build(task: Task[nnx.Module], *, pretrained: bool = True) -> nnx.Module:
     """The model of a task that predicts; of another one the backbone, which is what it leaves."""
     if isinstance(task, Predicts):
-        return task.build()
+        return task.build(pretrained=pretrained)
     config = task.config.copy_and_resolve_references()
     with config.unlocked():
         allowed = config.model.get("allow_unexpected", ())
         config.model.allow_unexpected = (*allowed, *models.BESIDE)
-    return system.build(config, options=task.backbone_options)
+    return system.build(config, options=task.backbone_options, pretrained=pretrained)
 
 
 def _from_checkpoint(held: _Held, config: Any) -> LoadedRun:

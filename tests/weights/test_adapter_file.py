@@ -246,7 +246,7 @@ def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
     with pytest.raises(WeightsError, match=r"no adapter file: .*load_weights"):
         load_adapter(grafted(), path)
     write_arrays(path, {"x": np.ones(2)}, {"vadapt": "1", "base": "0", "method": "lora"})
-    with pytest.raises(WeightsError, match="names no method: 'lora'"):
+    with pytest.raises(WeightsError, match="whose 'method' is 'lora'; expected a name"):
         read_info(path)
     write_arrays(path, {"x": np.ones(2)}, {"format": "pt"})
     with pytest.raises(WeightsError, match="no adapter file"):

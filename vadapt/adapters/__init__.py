@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from vadapt.errors import ConfigError
+from vadapt.errors import ConfigError, WeightsError
 from vadapt.options import check
 from vadapt.partition import Adapter, Prompt, flatten, split, variables
 from vadapt.registry import Registry
-from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
+from vadapt.weights.adapter_file import AdapterInfo, check_shapes, load_adapter, read_info
 from vadapt.weights.hub import local_adapter
+from vadapt.weights.orbax_files import one_line
 
 # What methods give to their parts themselves.
 MADE = ("places", "widths", "width", "last", "semantics")
@@ -67,14 +69,53 @@ def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
         ConfigError: a method that is not known here.
     """
     info = source if isinstance(source, AdapterInfo) else read_info(local_adapter(source))
+    check_sizes(info, lambda: with_methods(model, info))
+    model = with_methods(model, info)
+    load_adapter(model, info.path)
+    return model
+
+
+def check_sizes(info: AdapterInfo, build: Callable[[], Any]) -> None:
+    """Refuse an adapter file whose header asks for another model than its arrays are of.
+
+    Args:
+        build: makes the adapted model, of no arguments; of shapes alone, so that a header may ask
+            for any size.
+
+    Raises:
+        WeightsError: the shapes differ, or see `abstract`.
+        ConfigError: see `abstract`.
+    """
+    check_shapes(info, abstract(info, build))
+
+
+def abstract(info: AdapterInfo, build: Callable[[], Any]) -> Any:
+    """What `build` makes by the header of an adapter file, of shapes alone.
+
+    Raises:
+        WeightsError: the header asks for what cannot be built.
+        ConfigError: it names what is not known here.
+    """
+    try:
+        return nnx.eval_shape(build)
+    except ConfigError as error:
+        raise ConfigError(f"{str(info.path)!r}: {error}") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # sizes that are none end in many types, somewhere below a method
+        raise WeightsError(
+            f"{str(info.path)!r} has a header by which no model can be built: {info.described} "
+            f"({one_line(error)})"
+        ) from error
+
+
+def with_methods(model: Any, info: AdapterInfo) -> Any:
+    """A copy of a model with the methods of a file applied, of which no weight is loaded."""
     model = nnx.clone(model)
     for method in info.methods:
-        options = dict(method)
-        name = options.pop("name")
-        if name == "none":
-            continue
-        model = apply(model, name, **options)
-    load_adapter(model, info.path)
+        if method["name"] != "none":
+            options = {key: value for key, value in method.items() if key != "name"}
+            model = apply(model, method["name"], **options)
     return model
 
 

@@ -19,8 +19,10 @@ from vadapt.backbones.named import Statistics
 from vadapt.errors import WeightsError
 from vadapt.partition import (
     DEFAULT,
+    Adapter,
     Frozen,
     Partition,
+    Prompt,
     Statistic,
     Trainable,
     Tree,
@@ -28,12 +30,14 @@ from vadapt.partition import (
     split,
     variables,
 )
-from vadapt.weights import grids
+from vadapt.weights import grids, headers
 from vadapt.weights.base import BACKBONE, base_of
 from vadapt.weights.files import is_finite, read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
 from vadapt.weights.patterns import ends_soon, texts
+
+_LONGEST = 300  # characters of a header in messages
 
 
 def fingerprint(frozen: Tree) -> str:
@@ -71,14 +75,19 @@ class AdapterInfo(NamedTuple):
             f"{method['name']}({', '.join(f'{k}={v!r}' for k, v in method.items() if k != 'name')})"
             for method in self.methods
         ]
-        return f"{', then '.join(calls) or 'no known method'} on {self.base_name}"
+        described = ", then ".join(calls) or "no known method"
+        return f"{described[:_LONGEST]} on {self.base_name}"
 
     @property
     def base_name(self) -> str:
         """The backbone, and the weights that it had where the file says so."""
         name = repr(self.backbone) if self.backbone else "an unnamed backbone"
         weights = self.extra.get("weights")
-        return f"{name} with weights {weights!r}" if weights else name
+        return f"{name} with weights {weights!r:.{_LONGEST}}" if weights else name
+
+
+# What the header calls the fields that it may lack.
+_FIELDS = {field: {"methods": "method"}.get(field, field) for field in AdapterInfo._fields[3:-1]}
 
 
 def save_adapter(
@@ -143,28 +152,12 @@ def read_info(path: str | Path) -> AdapterInfo:
             f"{str(path)!r} is no adapter file: its header does not say the base. "
             "vadapt.load_weights reads files of whole models."
         )
-    version, base = header.pop("vadapt"), header.pop("base")
-    fields = {name: _parsed(path, text) for name, text in header.items()}
-    method = fields.pop("method", None) or ()
-    methods = (method,) if isinstance(method, Mapping) else tuple(method)
-    statistics = fields.pop("statistics", None)
-    if not all(isinstance(one, Mapping) and "name" in one for one in methods):
-        raise WeightsError(f"{str(path)!r} has a header that names no method: {method!r}")
-    if not all(map(ends_soon, texts(methods))):
-        raise WeightsError(
-            f"{str(path)!r} has a header whose method holds a pattern that might never end: "
-            f"{str(methods)[:200]}"
-        )
+    fields = headers.parse(path, header)
     return AdapterInfo(
         path,
-        base,
-        version,
-        base_kind=fields.pop("base_kind", ""),
-        methods=methods,
-        backbone=fields.pop("backbone", None),
-        trainable=fields.pop("trainable", None),
-        classes=tuple(fields.pop("classes", ())),
-        statistics=None if statistics is None else Statistics(*map(tuple, statistics)),
+        fields.pop("base"),
+        fields.pop("vadapt"),
+        **{name: fields.pop(said) for name, said in _FIELDS.items() if said in fields},
         extra=fields,
     )
 
@@ -195,7 +188,7 @@ def _learned(model: nnx.Module, parts: Partition) -> dict[str, Any]:
     trained = flatten(parts.trainable)
     norms = {name.rpartition("/")[0] for name in trained}
     statistics = {
-        name: value[...]
+        name: value.get_value()
         for name, value in variables(model).items()
         if isinstance(value, Statistic) and name.rpartition("/")[0] in norms
     }
@@ -218,17 +211,50 @@ def load_adapter(
             cannot be read.
     """
     info = read_info(local_adapter(source))
+    fit = _fit(info, model, trainable)
+    _check_base(info, model, fit.parts, fit.learned)
+    _check_shapes(info, fit)
+    _check_numbers(fit.arrays, fit.learned, str(info.path))
+    grids.refuse_others(grids.of_header(info.extra, str(info.path)), model, str(info.path))
+    assign(model, fit.arrays)
+
+
+def check_shapes(info: AdapterInfo, model: nnx.Module) -> None:
+    """Refuse a file whose arrays are not those of its own methods, before memory is taken.
+
+    Args:
+        model: with the methods that the file names; abstract, as of `nnx.eval_shape`.
+
+    Raises:
+        WeightsError: names leaves that differ.
+    """
+    fit, places = _fit(info, model, None), variables(model)
+    added = [name for name in fit.learned if isinstance(places[name], Adapter | Prompt)]
+    arrays = {name: fit.arrays[name] for name in added if name in fit.arrays}
+    _check_shapes(info, _Fit(fit.parts, {name: fit.learned[name] for name in added}, arrays))
+
+
+class _Fit(NamedTuple):
+    """What a model learns and what a file holds, by the model's paths."""
+
+    parts: Partition
+    learned: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+
+
+def _fit(info: AdapterInfo, model: nnx.Module, trainable: Trainable | None) -> _Fit:
+    arrays = _placed(read_arrays(info.path), model)
     if trainable is None and not all(map(ends_soon, texts(info.trainable))):
         # Such a pattern is not tried: what it chose are the file's own leaves.
-        chosen = set(_placed(read_arrays(info.path), model))
-        parts = split(model, lambda path, _: "/".join(map(str, path)) in chosen)
+        parts = split(model, lambda path, _: "/".join(map(str, path)) in arrays)
     else:
         parts = split(model, trainable or info.trainable or DEFAULT)
-    learned = _learned(model, parts)
-    _check_base(info, model, parts, learned)
-    wanted = {name: leaf.shape for name, leaf in learned.items()}
-    arrays = _placed(read_arrays(info.path), model)
-    found = {name: array.shape for name, array in arrays.items()}
+    return _Fit(parts, _learned(model, parts), arrays)
+
+
+def _check_shapes(info: AdapterInfo, fit: _Fit) -> None:
+    wanted = {name: leaf.shape for name, leaf in fit.learned.items()}
+    found = {name: array.shape for name, array in fit.arrays.items()}
     if not wanted and found:
         raise WeightsError(
             f"{str(info.path)!r} holds {info.described}, this model has no adapter: "
@@ -240,9 +266,6 @@ def load_adapter(
             f"{str(info.path)!r} and the model's trainable leaves differ in {len(names)} places: "
             f"{names[:4]}; the file holds {info.described}"
         )
-    _check_numbers(arrays, learned, str(info.path))
-    grids.refuse_others(grids.of_header(info.extra, str(info.path)), model, str(info.path))
-    assign(model, arrays)
 
 
 def _check_numbers(arrays: Mapping[str, Any], learned: Mapping[str, Any], title: str) -> None:
@@ -304,13 +327,3 @@ def _placed(arrays: Mapping[str, Any], model: nnx.Module) -> dict[str, Any]:
             name = prefix + name
         found[name] = array
     return found
-
-
-def _parsed(path: Path, text: str) -> Any:
-    """JSON, or the text itself where another program wrote it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-    except RecursionError as error:
-        raise WeightsError(f"{str(path)!r} has a header nested without end") from error
