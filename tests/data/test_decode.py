@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -277,3 +278,78 @@ def test_what_changes_ids_is_no_mask():
         with pytest.raises(UnreadableError, match="save it as PNG"):
             decode_mask(data)
     np.testing.assert_array_equal(decode_mask(b"P5\n3 1\n255\n\x00\x01\x14"), [[0, 1, 20]])
+
+
+def changed_images():
+    """Files of every format, cut and changed by a small fuzzer."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (9, 7, 3), np.uint8)
+    rgb, wide = Image.fromarray(pixels), Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pages = {"save_all": True, "append_images": [rgb.convert("P").rotate(90)]}
+    for image, kind, options in (
+        (rgb, "PNG", {"icc_profile": b"no profile"}),
+        (wide, "PNG", {}),
+        (rgb, "JPEG", {"exif": exif}),
+        (rgb, "TIFF", {}),
+        (rgb.convert("P"), "GIF", pages),
+        (rgb, "BMP", {}),
+        (wide, "PPM", {}),
+    ):
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        whole = file.getvalue()
+        yield whole
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in rng.integers(0, min(len(data), rng.choice([30, 300])), 3):
+                data[place] = rng.choice([0, 127, 255, rng.integers(0, 256)])
+            yield bytes(data[: rng.choice([len(data), rng.integers(1, len(data))])])
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
+def test_a_damaged_image_is_read_or_refused_by_one_kind_of_error(decode):
+    refusals = 0
+    for data in changed_images():
+        try:
+            assert decode(data).size > 0
+        except (UnreadableError, OSError) as error:
+            refusals += "\n" not in str(error)
+    assert refusals > 100
+
+
+def bomb(width, height):
+    """A PNG of a few bytes whose header claims so many pixels."""
+
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
+@pytest.mark.parametrize("side", [20_000, 2**31 - 1])
+def test_a_decompression_bomb_takes_no_memory(decode, side):
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match="claims more pixels than are read") as error:
+        decode(bomb(side, side))
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
+def test_an_image_of_no_pixels_is_refused(width, height):
+    with pytest.raises((UnreadableError, OSError)):
+        decode_image(bomb(width, height))
+
+
+def test_of_an_animated_gif_the_first_frame_is_taken():
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert set(decode_image(file.getvalue()).flat) == {10}

@@ -14,6 +14,7 @@ from vadapt.errors import DataError
 @pytest.mark.parametrize(
     ("text", "why"),
     [
+        ("[" * 200 + "]" * 200, "deeper than any data set's"),
         ("[" * 200_000, "deeper than any data set's"),
         ('{"a":' * 200_000, "deeper than any data set's"),
         ('{"images": [1], "images": [2]}', "says 'images' twice in one object"),

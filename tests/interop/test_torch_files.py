@@ -6,6 +6,7 @@ import pytest
 from tests.weights.test_load import autoencoder, official
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
+from vadapt.weights.files import read_arrays
 from vadapt.weights.load import load_weights
 
 
@@ -56,3 +57,27 @@ def test_a_scripted_model_is_no_file_of_tensors(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "clip.pt")
     with pytest.raises(WeightsError, match="TorchScript"):
         load_weights(autoencoder(), tmp_path / "clip.pt")
+
+
+def test_tensors_of_other_kinds_are_refused_and_repeated_ones_take_no_memory(tmp_path):
+    import torch
+
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.nn.Parameter(torch.ones(2)), "b": torch.ones(2).bfloat16()}, path)
+    arrays = read_arrays(path)
+    np.testing.assert_array_equal(arrays["a"], [1, 1])
+    np.testing.assert_array_equal(arrays["b"], [1, 1])
+    assert arrays["b"].dtype == np.float32
+    # One number, which torch repeats: a petabyte, were it read.
+    torch.save({"a": torch.ones(1).bfloat16().expand(2**24, 2**24)}, path)
+    with pytest.raises(WeightsError, match="1 unexpected"):
+        load_weights(autoencoder(), path)
+    for strange in (
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, device="meta"),
+        torch.ones(2).to(torch.float8_e4m3fn),
+    ):
+        torch.save({"a": strange}, path)
+        with pytest.raises(WeightsError, match=r"a\.pth") as error:
+            read_arrays(path)
+        assert "\n" not in str(error.value)

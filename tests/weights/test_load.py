@@ -1,7 +1,6 @@
 """Import: official names, all or nothing, and one report."""
 
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from tests.weights import fake_torch
 from vadapt import adapters
 from vadapt.backbones.vit import vit
 from vadapt.errors import WeightsError
@@ -101,20 +101,13 @@ def test_official_checkpoints_load_completely(tmp_path, grafted, suffix):
 
 
 def test_torch_files_are_read_with_weights_only_and_unwrapped(tmp_path, monkeypatch):
-    class Tensor:
-        dtype = "float32"
-
-        def __init__(self, array):
-            self.numpy = lambda: array
-
     asked = {}
 
     def load(path, **options):
         asked.update(options)
-        return {"epoch": 3, "model": {name: Tensor(a) for name, a in official().items()}}
+        return {"epoch": 3, "model": {name: fake_torch.Tensor(a) for name, a in official().items()}}
 
-    torch = types.SimpleNamespace(load=load, Tensor=Tensor, bfloat16="bfloat16")
-    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch", fake_torch.module(load))
     (tmp_path / "mae.pth").touch()
     assert len(load_weights(autoencoder(), tmp_path / "mae.pth").loaded) == len(official())
     assert asked["weights_only"] is True

@@ -1,11 +1,11 @@
 """Files of people's own trainings: what stands before names is told by rule."""
 
 import sys
-import types
 
 import numpy as np
 import pytest
 
+from tests.weights import fake_torch
 from tests.weights.test_dinov2 import official, small
 from vadapt.weights.load import load_weights
 
@@ -54,18 +54,13 @@ def test_of_two_models_it_is_the_teacher_and_the_rest_is_named(arrays):
 
 
 def test_nested_files(arrays, tmp_path, monkeypatch):
-    class Tensor:
-        dtype = "float32"
-
-        def __init__(self, array):
-            self.numpy = lambda: array
-
     def tensors(factor):
-        return {name: Tensor(array) for name, array in prefixed(arrays, "", factor).items()}
+        return {
+            name: fake_torch.Tensor(array) for name, array in prefixed(arrays, "", factor).items()
+        }
 
     content = {"student": {"backbone": tensors(2.0)}, "teacher": {"backbone": tensors(1.0)}}
     content["teacher"]["teacher"] = content["teacher"]  # names itself
-    load = types.SimpleNamespace(load=lambda *_, **__: content, Tensor=Tensor, bfloat16="bfloat16")
-    monkeypatch.setitem(sys.modules, "torch", load)
+    monkeypatch.setitem(sys.modules, "torch", fake_torch.module(lambda *_, **__: content))
     (tmp_path / "training.pth").touch()
     is_loaded(arrays, tmp_path / "training.pth")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import sys
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Integer, Num, Shaped, UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vadapt.errors import UnreadableError
+from vadapt.errors import UnreadableError, VadaptError
+
+# Pillow warns from half of the size on that it refuses; what is no bomb is read in silence.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Named, so that a stray file never reaches Pillow's readers of PostScript and the like.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "PPM")
@@ -47,10 +53,10 @@ def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {chan
         channels: 3 repeats grey in three channels; 1 turns colour into luma (ITU-R 601).
 
     Raises:
-        UnreadableError: see `open_image`.
+        UnreadableError: see `open_image`; or it is damaged.
         OSError: the image is truncated or damaged.
     """
-    with open_image(data) as image:
+    with _told(), open_image(data) as image:
         tiles = list(image.tile)
         rawmodes = {_rawmode(tile.args) for tile in tiles}
         image.load()
@@ -87,7 +93,7 @@ def decode_mask(data: bytes) -> Integer[np.ndarray, "h w *c"]:
             own, or one of floats, or of a PGM whose values Pillow stretches.
         OSError: the image is truncated or damaged.
     """
-    with open_image(data) as image:
+    with _told(), open_image(data) as image:
         rawmodes = {_rawmode(tile.args) for tile in image.tile}
         lossy = image.format == "JPEG" or image.info.get("compression") in _LOSSY
         if lossy or image.mode == "F" or _is_stretched(image):
@@ -142,11 +148,23 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise UnreadableError("no image of a known format") from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableError(
             f"its header claims more pixels than are read ({error}); if it is no damaged file, cut "
             "it into tiles"
         ) from None
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turns what Pillow raises of damaged files, which is of many types, into one."""
+    try:
+        yield
+    except (OSError, MemoryError, VadaptError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UnreadableError(f"the image is damaged ({reason})") from error
 
 
 def _as_stored(values: Shaped[np.ndarray, "h w *c"], rawmode: str) -> Num[np.ndarray, "h w *c"]:

@@ -7,10 +7,7 @@ A sub-set `<sub>` holds `<sub>/thermal/<image>`; its candidates are `<sub>/roi.n
 from __future__ import annotations
 
 import json
-import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from vadapt.data import npz
 from vadapt.data.untrusted import parse_json, read_lines
 from vadapt.errors import DataError
 
 PACKED = "roi.npz"
 TEXTS = "roi"
-_DAMAGED = (zipfile.BadZipFile, zlib.error)
 _MOST_BYTES = 2**31  # of a packed file's arrays; all of MSIP has some 0.1 GB
 _MOST_MIB = 16  # of a text file, of one image
 NO_ROIS: Int32[np.ndarray, "n 4"] = np.zeros((0, 4), np.int32)
@@ -55,14 +52,14 @@ class RoiTable(Mapping[str, np.ndarray]):
     def load(cls, path: str | os.PathLike[str]) -> RoiTable:
         """Reads what `save` wrote; a DataError says what is wrong with it."""
         try:
-            _check_sizes(path)
-            with np.load(path, allow_pickle=False) as file:
-                settings = parse_json(str(file["settings"]), Path(path))
-                names, offsets, boxes = (file[key] for key in ("names", "offsets", "boxes"))
+            path = Path(path)
+            npz.heads(path, _MOST_BYTES)
+            settings = parse_json(str(npz.read(path, "settings")), path)
+            names, offsets, boxes = (npz.read(path, key) for key in ("names", "offsets", "boxes"))
             if not _fit(names, offsets, boxes) or not isinstance(settings, dict):
                 raise ValueError("its arrays do not belong together")
             return cls(names.tolist(), offsets, boxes, settings)
-        except (OSError, EOFError, KeyError, ValueError, DataError, *_DAMAGED) as error:
+        except (ValueError, DataError) as error:
             raise DataError(
                 f"cannot read the candidates in {str(path)!r} ({error}); delete the file and run "
                 "python -m vadapt.data.roi_candidates again"
@@ -119,21 +116,6 @@ class SubsetRois:
         if self.kind == "text":
             return read_text(self.folder / TEXTS / f"{stem(image_name)}.txt")
         return NO_ROIS
-
-
-def _check_sizes(path: str | os.PathLike[str]) -> None:
-    """ValueError where a member is larger than is read, or claims to hold more than it has."""
-    with zipfile.ZipFile(path) as file:
-        members = file.infolist()
-        if sum(member.file_size for member in members) > _MOST_BYTES:
-            raise ValueError(f"its arrays have more than {_MOST_BYTES:,} bytes")
-        for member in members:
-            with file.open(member) as array:
-                if np.lib.format.read_magic(array) != (1, 0):
-                    raise ValueError("an array of another version of NumPy's format")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(array)
-            if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{member.filename} claims more than it holds: {shape} of {dtype}")
 
 
 def _fit(names: np.ndarray, offsets: np.ndarray, boxes: np.ndarray) -> bool:

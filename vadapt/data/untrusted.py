@@ -16,6 +16,7 @@ from vadapt.errors import DataError
 
 MOST_CELLS = 2**32  # entries of a table of images and labels: 4 GiB of int8
 _DEEPEST = 20  # levels of a YAML file
+_DEEPEST_JSON = 100
 _MIB = 2**20
 _NAMED_IN_ERROR = 3
 
@@ -50,6 +51,11 @@ def read_lines(path: Path, most_mib: int = 256) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
+def read_json(path: Path, most_mib: int) -> Any:
+    """The values of a JSON file; see `read_bytes` and `parse_json` for the errors."""
+    return parse_json(read_bytes(path, most_mib), path)
+
+
 def parse_json(content: bytes | str, path: Path) -> Any:
     """The values of a JSON file.
 
@@ -65,13 +71,31 @@ def parse_json(content: bytes | str, path: Path) -> Any:
         return found
 
     try:
-        return json.loads(content, object_pairs_hook=once)
+        found = json.loads(content, object_pairs_hook=once)
+    except DataError:
+        raise
     except ValueError as error:
         raise DataError(f"{str(path)!r} is no JSON: {error}; download it again") from error
     except RecursionError:
-        raise DataError(
-            f"{str(path)!r} is JSON deeper than any data set's; is it that file?"
-        ) from None
+        deep = True
+    else:
+        deep = _is_deep(found)
+    if deep:
+        raise DataError(f"{str(path)!r} is JSON deeper than any data set's; is it that file?")
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether who walks these values might run out of stack; level by level, so as not to."""
+    level = [[value]]
+    for _ in range(_DEEPEST_JSON):
+        level = [
+            part if isinstance(part, list) else [*part.values()]
+            for one in level
+            for part in one
+            if isinstance(part, dict | list)
+        ]
+    return bool(level)
 
 
 def parse_yaml(text: str) -> Any:

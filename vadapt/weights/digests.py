@@ -50,6 +50,8 @@ def take_digests(
     if kind != DIGESTS or text is None:
         raise ValueError("its digests are damaged")
     found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("its digests are damaged")
     if found.pop(_HEADER, None) != _of_header(header, kinds) or found.keys() != kinds.keys():
         raise ValueError("its header is not what was written")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import pickle
 import zipfile
@@ -15,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vadapt.errors import WeightsError
+from vadapt.data import npz, untrusted
+from vadapt.data.untrusted import doubled, first_of, read_json
+from vadapt.errors import DataError, WeightsError
 from vadapt.weights.digests import of_array, take_digests, with_digests
 from vadapt.weights.orbax_files import one_line, read_orbax
 
@@ -31,7 +32,7 @@ FILE_NAMES = (
 )
 # What may lie beside them and says what no shape tells, see `beside`.
 BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
-_LARGEST_JSON = 2**26  # bytes
+_MOST_MIB = 64  # of JSON
 _DTYPES = (
     {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     | {
@@ -87,8 +88,8 @@ def lazily(function: Callable[..., Any], *arrays: Any) -> Any:
 def read_arrays(path: str | Path) -> dict[str, Any]:
     """Every array of a weight file, or of a folder with one, by the name it has there.
 
-    Those of `.safetensors` are `Lazy`, others are read at once. `.pth`, `.pt` and `.bin` are read
-    by torch with `weights_only`, so they can run no code; a dictionary wrapped in "model",
+    They are `Lazy`, but for those of orbax, which are read at once. `.pth`, `.pt` and `.bin` are
+    read by torch with `weights_only`, so they can run no code; a dictionary wrapped in "model",
     "state_dict" or "module" is unwrapped. A folder is Hugging Face's or an orbax checkpoint.
 
     Raises:
@@ -114,16 +115,13 @@ def parse_json(path: str | Path, text: str | None = None) -> Any:
         text: its text; None to read it.
 
     Raises:
-        WeightsError: it is none, is nested without end, or larger than any such file is.
+        WeightsError: it is none, is nested without end, says a name twice, or is larger than any
+            such file is.
     """
     path = Path(path)
     try:
-        if text is None:
-            if path.stat().st_size > _LARGEST_JSON:
-                raise ValueError(f"{path.stat().st_size:,} bytes of JSON")
-            text = path.read_text(encoding="utf-8")
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return read_json(path, _MOST_MIB) if text is None else untrusted.parse_json(text, path)
+    except DataError as error:
         raise _damaged(path, error) from error
 
 
@@ -186,7 +184,7 @@ def _contents(path: Path) -> tuple[dict[str, str], dict[str, Any], dict[str, int
     kinds = {name: (jnp.dtype(_DTYPES[kind]), shape) for name, (kind, shape) in found.items()}
     try:
         return header, kinds, take_digests(header, kinds)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 
@@ -209,10 +207,10 @@ def _tensor(path: Path, name: str, digest: int | None) -> np.ndarray:
 
 def _read_index(path: Path) -> dict[str, Any]:
     """Read the arrays of a model in several files, which its index names."""
-    arrays: dict[str, Any] = {}
-    for file in shards(path):
-        arrays |= read_arrays(path.parent / file)
-    return arrays
+    arrays = [item for file in shards(path) for item in read_arrays(path.parent / file).items()]
+    if twice := doubled(name for name, _ in arrays):
+        raise WeightsError(f"{str(path)!r} names files of which several hold {first_of(twice)}")
+    return dict(arrays)
 
 
 def shards(path: Path) -> list[str]:
@@ -223,20 +221,38 @@ def shards(path: Path) -> list[str]:
     """
     try:
         files = sorted(set(parse_json(path)["weight_map"].values()))
-        strange = [file for file in files if file != Path(file).name or file.endswith(".json")]
+        strange = [file for file in files if not _is_shard(file)]
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
     if strange:
-        raise WeightsError(f"{str(path)!r} names what is no file beside it: {strange[0][:80]!r}")
+        raise WeightsError(f"{str(path)!r} names what is no file beside it: {strange[0]!r:.80}")
     return files
+
+
+def _is_shard(name: Any) -> bool:
+    """Whether it is the plain name of a file with weights, and of no further index."""
+    if not isinstance(name, str):
+        return False
+    plain = name == Path(name).name and "\0" not in name and not name.endswith(".json")
+    return plain and Path(name).suffix in READERS
 
 
 def _read_numpy(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        heads = npz.heads(path)
+    except ValueError as error:
         raise _damaged(path, error) from error
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return npz.read(path, name)
+        except ValueError as error:
+            raise _damaged(path, error) from error
+
+    return {
+        name: Lazy(shape, dtype, functools.partial(read, name))
+        for name, (shape, dtype) in heads.items()
+    }
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -248,6 +264,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
             "or convert the file to .safetensors where torch is"
         ) from error
     try:
+        _check_stored(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
@@ -255,7 +272,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
             "run, so it is not read. If you trust who made it, load it in torch once, and "
             "save its state dict as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # what its unpickler meets in other files is of many types
         raise _damaged(path, error) from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -265,11 +282,42 @@ def _read_torch(path: Path) -> dict[str, Any]:
     if not tensors:
         held = f"top-level keys: {list(content)[:8]}" if named else type(content).__name__
         raise WeightsError(f"{path.name!r} holds no tensors ({held})")
-    return {
-        # NumPy has no bfloat16 of torch's; float32 holds every value of it.
-        name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-        for name, value in tensors.items()
-    }
+    strange = [name for name, value in tensors.items() if not _is_plain(value)]
+    if strange:
+        value = tensors[strange[0]]
+        raise WeightsError(
+            f"{str(path)!r} holds {first_of(strange)} as {value.dtype}, {value.layout}, on "
+            f"{value.device}; save dense tensors of numbers that NumPy has, or bfloat16"
+        )
+    return {name: _of_torch(value) for name, value in tensors.items()}
+
+
+def _check_stored(path: Path) -> None:
+    """ValueError where a zip of torch's claims more bytes than the file has; it compresses none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            claimed = sum(member.file_size for member in file.infolist())
+        if claimed > path.stat().st_size:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes and claims {claimed:,}")
+
+
+def _is_plain(tensor: Any) -> bool:
+    import torch
+
+    kind = "float32" if tensor.dtype is torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
+    known = kind in _DTYPES.values() or kind.startswith("complex")
+    return known and tensor.layout is torch.strided and tensor.device.type == "cpu"
+
+
+def _of_torch(tensor: Any) -> Lazy:
+    """A tensor, whose sizes may be any: torch repeats what is stored once."""
+    import torch
+
+    tensor = tensor.detach().resolve_conj()
+    # NumPy has no bfloat16 of torch's; float32 holds every value of it.
+    brain = tensor.dtype is torch.bfloat16
+    dtype = "float32" if brain else str(tensor.dtype).removeprefix("torch.")
+    return Lazy(tuple(tensor.shape), dtype, lambda: (tensor.float() if brain else tensor).numpy())
 
 
 def _flat(content: Any, kind: type, depth: int = 4) -> dict[str, Any]:
