@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vadapt.data import untrusted
-from vadapt.data.label_files import VOC_CLASSES, read_coco, read_voc
+from vadapt.data.label_files import VOC_CLASSES, read_coco, read_table, read_voc
 from vadapt.data.multilabel import (
     ClassFolders,
     LabelledImages,
@@ -312,3 +312,48 @@ def test_images_without_labels_and_of_common_ones_come_once():
     np.testing.assert_allclose(factors[[0, 60, 99]], [1, 1, 3])
     np.testing.assert_array_equal(balanced_counts(targets, 0.09)[[0, 60, 99]], [1, 1, 3])
     assert balanced_counts(targets, 0.01).max() == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "5", '"x"', "{}", "[" * 10**5, '{"images": [], "images": []}'),
+        *({name: value} for name in ("images", "annotations", "categories")
+          for value in (5, "x", None, {"a": 1}, [5], [None], [[]], [{}], [{"id": []}])),
+        *({"annotations": [{"image_id": 1, "category_id": 1, "area": area}]}
+          for area in ("x", None, -1, [])),
+        {"annotations": [{"image_id": [], "category_id": 1, "area": 1}]},
+        {"annotations": [{"image_id": 10**400, "category_id": 1, "area": 1}]},
+        {"images": [{"id": 1, "file_name": "../../etc/passwd"}], "annotations": []},
+        {"images": [{"id": 1, "file_name": None}], "annotations": []},
+    ],
+    ids=lambda content: str(content)[:60],
+)  # fmt: skip
+def test_coco_of_any_json_is_one_line(tmp_path, content):
+    good = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "car"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "area": 2}],
+    }
+    file = tmp_path / "annotations" / "instances_train2014.json"
+    file.parent.mkdir()
+    (tmp_path / "train2014").mkdir()
+    (tmp_path / "train2014" / "a.png").touch()
+    file.write_text(json.dumps(good))
+    assert read_coco(tmp_path, "train").files == ["train2014/a.png"]
+    text = content if isinstance(content, str) else json.dumps({**good, **content})
+    file.write_text(text)
+    with pytest.raises(DataError) as error:
+        read_coco(tmp_path, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_labels_beyond_any_size_are_not_read(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name in ("annotations/instances_train2014.json", "labels.csv"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**43)  # takes no place on the disk
+    for read in (read_coco, read_table):
+        with pytest.raises(DataError, match=r"MiB are read") as error:
+            read(tmp_path, "train")
+        assert "\n" not in str(error.value)

@@ -161,3 +161,10 @@ def test_weights_lie_on_the_mesh_from_the_start(arrays, tmp_path):
     # A model that lies on a mesh keeps its places when weights are loaded into it.
     load_weights(model, tmp_path / "a.safetensors")
     assert model.patch_embed.proj.kernel[...].sharding == kernel.sharding
+
+
+def test_a_checkpoint_that_claims_more_than_its_files_is_not_read(refuses, tmp_path, monkeypatch):
+    save_orbax(tmp_path / "steps" / "7" / "default", small())
+    monkeypatch.setattr("vadapt.weights.orbax_files._MOST_EXPANDED", 0)
+    monkeypatch.setattr("vadapt.weights.orbax_files._SLACK", 100)
+    refuses(tmp_path / "steps", r"claims [\d,]+ bytes, far more than the files have")

@@ -7,6 +7,7 @@ type (by which entities come) is refused, and so is what is named twice where on
 from __future__ import annotations
 
 import csv
+import io
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ from vadapt.data.untrusted import (
     check_names,
     doubled,
     first_of,
-    parse_json,
     read_bytes,
+    read_json,
     read_lines,
 )
 from vadapt.errors import DataError, nearest
@@ -35,6 +36,8 @@ VOC_CLASSES = (
 )  # fmt: skip
 TABLE = "labels.csv"
 _MOST_MIB = 16  # of an annotation of one image
+_MOST_MIB_TABLE = 1024  # of a table of all images
+_MOST_MIB_COCO = 4096  # Objects365's, the largest known, has some 3 GiB
 _COLUMNS = ("file", "split", "labels")
 
 
@@ -68,7 +71,7 @@ def read_coco(root: Path, split: str, year: str = "2014") -> Labels:
     if not file.is_file():
         known = sorted(path.name for path in (root / "annotations").glob("instances_*.json"))
         raise DataError(f"no {str(file)!r}; there are {known or 'no instances_*.json'}")
-    content = parse_json(file.read_bytes(), file)
+    content = read_json(file, _MOST_MIB_COCO)
     try:
         labels = _coco_labels(content, f"{split}{year}", repr(str(file)))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -194,11 +197,11 @@ def read_table(root: Path, split: str) -> Labels:
     if not table.is_file():
         raise DataError(f"no {TABLE} in {str(root)!r}; see docs/multilabel.md for what it holds")
     try:
-        with table.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened, strict=True)
-            lines = list(reader)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            columns = [name for name in reader.fieldnames or () if name not in _COLUMNS]
+        text = read_bytes(table, _MOST_MIB_TABLE).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        lines = list(reader)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        columns = [name for name in reader.fieldnames or () if name not in _COLUMNS]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {str(table)!r}: {error}") from error
     check_names(header, "columns", repr(str(table)))

@@ -29,9 +29,10 @@ from vadapt.data.msip import IMAGES, list_images, list_subsets
 from vadapt.data.progress import progress_bar
 from vadapt.data.roi_table import PACKED, RoiTable
 from vadapt.data.selective_search import PUBLISHED, SearchSettings, find_candidates
-from vadapt.data.untrusted import parse_json
+from vadapt.data.untrusted import parse_json, read_bytes
 from vadapt.errors import DataError
 
+_MOST_MIB = 2048  # of the lines of a sub-set
 _CHUNK = 4  # images a worker takes at a time; a killed run loses that many a worker
 
 
@@ -101,7 +102,7 @@ class Journal:
             self._read_lines()
 
     def _read_lines(self) -> None:
-        text = self.lines.read_bytes()
+        text = read_bytes(self.lines, _MOST_MIB)
         complete = text[: text.rfind(b"\n") + 1]
         if complete != text:  # the run was killed while it wrote the last one
             os.truncate(self.lines, len(complete))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -180,8 +180,8 @@ def check_names(names: Sequence[str], what: str, where: str) -> None:
         )
 
 
-def doubled(values: Iterable[Hashable]) -> list[Any]:
-    """What occurs more than once."""
+def doubled(values: Iterable[Any]) -> list[Any]:
+    """What occurs more than once; TypeError for what is no number and no text, such as a list."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 

@@ -20,12 +20,14 @@ import numpy as np
 from vadapt.data.identity import Identity, identify
 from vadapt.data.progress import progress_bar
 from vadapt.data.sources import Record
+from vadapt.data.untrusted import read_json
 from vadapt.errors import ConfigError, DataError
 from vadapt.partition import human_bytes
 from vadapt.runtime.storage import writing
 
 INFO = "features.json"
 _LOCK = "lock"
+_MOST_MIB = 64  # of `features.json`
 _SAVE_EVERY = 10.0  # seconds of work that a killed process loses at most
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of one record
@@ -39,23 +41,21 @@ class FeatureCache:
     its bits in uint16), and `features.json`: what they were made from, and how many are there.
 
     Raises:
-        DataError: a file is missing, or not as long as it says.
+        DataError: a file is missing, or not as `features.json` says.
     """
 
     def __init__(self, folder: Path):
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        self.folder, self.length = folder, info["length"]
+        info = _info(folder)
+        self.folder, self.length = folder, info.get("length", 0)
         self.source: Any = None  # whose records were stored, where that is known
-        self._arrays = {}
-        self._dtypes = {name: jnp.dtype(field["dtype"]) for name, field in info["fields"].items()}
-        for name in info["fields"]:
+        self._arrays, self._dtypes = {}, {}
+        for name, field in info.get("fields", {}).items():
             try:
-                self._arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"the features in {str(folder)!r} are damaged ({error}); delete the folder, "
-                    "and the next run computes them again"
-                ) from error
+                shape = jax.ShapeDtypeStruct(field["shape"], jnp.dtype(field["dtype"]))
+                self._dtypes[name] = shape.dtype
+                self._arrays[name] = _mapped(folder / f"{name}.npy", shape, self.length)
+            except (OSError, ValueError, TypeError) as error:
+                raise _damaged(folder, error) from error
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -121,8 +121,42 @@ def num_bytes(shapes: Shapes, length: int) -> int:
 
 
 def _info(folder: Path) -> dict[str, Any]:
+    """What `features.json` says; nothing if it is not there.
+
+    Raises:
+        DataError: it says what no run has written.
+    """
     path = folder / INFO
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        info = read_json(path, _MOST_MIB)
+        counts = [info["length"], info["done"]]
+        shapes = [field["shape"] for field in info["fields"].values()]
+        names = [*info["fields"], *(field["dtype"] for field in info["fields"].values())]
+        if not isinstance(info["made_from"], dict) or not all(map(str.isidentifier, names)):
+            raise TypeError("names of fields and of dtypes")
+        if not all(type(n) is int and n >= 0 for n in sum(shapes, counts)):
+            raise TypeError("whole numbers of records and of sizes")
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+    return info
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the features in {str(folder)!r} are damaged ({type(error).__name__}: {error}); delete "
+        "the folder, and the next run computes them again"
+    )
+
+
+def _mapped(path: Path, shape: jax.ShapeDtypeStruct, length: int) -> np.ndarray:
+    """The array of a file; ValueError where it is not as `_opened` writes it."""
+    array = np.lib.format.open_memmap(path, mode="r")
+    dtype = np.dtype(np.uint16) if shape.dtype == jnp.bfloat16 else shape.dtype
+    if array.shape != (length, *shape.shape) or array.dtype != dtype:
+        raise ValueError(f"{path.name} holds {array.shape} of {array.dtype}")
+    return array
 
 
 def _check(folder: Path, made_from: Mapping[str, Any]) -> None:

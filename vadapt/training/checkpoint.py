@@ -281,13 +281,14 @@ class Checkpoints:
         """The `best_metric` that a checkpoint was saved with; NaN without one."""
         if step not in self._scores:
             value = self._json(step, _METRICS, "the scores").get(self.best_metric)
-            self._scores[step] = math.nan if value is None else float(value)
+            known = isinstance(value, int | float)
+            self._scores[step] = float(value) if known else math.nan
         return self._scores[step]
 
     def _json(self, step: int, item: str, what: str) -> dict[str, Any]:
         """An item of a checkpoint besides its tree; nothing if it is not there, or damaged."""
         folder = self._folder(step) / item
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             changed = find_change(folder)
             if not changed:
                 return dict(json.loads((folder / "metadata").read_text()))

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from vadapt.errors import ConfigError
+from vadapt.data import untrusted
+from vadapt.errors import ConfigError, DataError
 from vadapt.runtime.storage import writing
 from vadapt.training.former_settings import comparable
 
@@ -31,6 +32,7 @@ FREE = (
 )
 # To evaluate, a run may be asked about other data than it was begun with.
 FREE_TO_EVALUATE = ("test.", "total_steps")
+_MOST_MIB = 64  # of a JSON file of a workdir
 _SHOWN = 8  # differences in a message
 
 
@@ -123,8 +125,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """What a file holds; nothing if it is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return dict(untrusted.read_json(path, _MOST_MIB))
+    except (OSError, DataError, ValueError, TypeError):
         return {}
 
 

@@ -291,7 +291,7 @@ def _drop_later(path: Path, start_step: int) -> int:
     for line in before.splitlines():
         try:
             keep = json.loads(line)["step"] <= start_step
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             keep = False
         kept += [line] if keep else []
         dropped += not keep

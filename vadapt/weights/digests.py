@@ -77,9 +77,11 @@ def find_change(folder: Any) -> str | None:
         return ""
     try:
         written = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return f"{FILE} is damaged"
     for name, digest in written.items():
+        if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
+            return f"{FILE} names other places"
         file = folder / name
         if not file.exists():
             return f"{name} is missing"

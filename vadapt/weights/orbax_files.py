@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import numpy as np
 
 from vadapt.errors import WeightsError
 from vadapt.weights.digests import find_change, write_digests
+
+# Arrays are compressed, those of zeros by far; but beside them are others that are not, as an
+# optimizer starts with two zeros for each weight.
+_MOST_EXPANDED, _SLACK = 1000, 2**26
 
 # orbax and tensorstore are imported inside the functions: together they cost 0.2 s.
 
@@ -69,14 +74,25 @@ def find_damage(path: Any) -> str | None:
         name = os.fspath(path)
         base = f"{name}/" if "://" in name else {"driver": "file", "path": f"{name}/"}
         spec = {"driver": "ocdbt", "base": base}
+        left = None if "://" in name else _MOST_EXPANDED * _num_bytes(path) + _SLACK
         for key in ts.KvStore.open(spec).result().list().result():
             folder, _, file = key.decode().rpartition("/")
             if file == ".zarray":
                 array = {"driver": "zarr", "kvstore": {**spec, "path": f"{folder}/"}}
-                ts.open({**array, "fill_missing_data_reads": False}).result().read().result()
+                opened = ts.open({**array, "fill_missing_data_reads": False}).result()
+                claimed = math.prod(opened.shape) * opened.dtype.numpy_dtype.itemsize
+                if left is not None:
+                    left -= claimed
+                    if left < 0:
+                        return f"{folder} claims {claimed:,} bytes, far more than the files have"
+                opened.read().result()
     except Exception as error:  # tensorstore raises many types
         return one_line(error)
     return None
+
+
+def _num_bytes(path: Any) -> int:
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
 def sealing(handler: Any) -> Any:
