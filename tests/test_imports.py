@@ -25,6 +25,7 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
+    {"exporting"},
     {"trained"},
     {"main", "plan", "predict", "catalogue"},
     {"list"},

@@ -114,7 +114,7 @@ def over_batch(function: Callable[..., Any], *batched: Any, whole: Any = None) -
     if math.prod(mesh.shape[axis] for axis in free) == 1:
         return function(*batched, whole)
     axes = tuple(axis for axis in BATCH_AXES if axis in free)
-    divides = len(batched[0]) % math.prod(mesh.shape[axis] for axis in axes) == 0
+    divides = batched[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0
     split = PartitionSpec(axes) if divides else PartitionSpec()
     specs = (*[split] * len(batched), PartitionSpec())
     mapped = jax.shard_map(

@@ -20,6 +20,7 @@ from vadapt import adapters, models, sharding, system
 from vadapt.data.given import read_images
 from vadapt.data.transforms import Resize
 from vadapt.errors import ConfigError, DataError, WeightsError
+from vadapt.exporting import export_answers
 from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Adapter, Prompt, merge, split, variables
 from vadapt.run import ABOUT
@@ -104,6 +105,33 @@ class LoadedRun:
     def preprocess(self, images: Any) -> Float[Array, "b h w 3"]:
         """Images as the model sees them; see `vadapt.preprocess`."""
         return _stacked([self._pixels(image) for image in read_images(images)[0]])
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        input_size: int | Sequence[int] | None = None,
+        outputs: Sequence[str] = (),
+        dtype: str | None = None,
+    ) -> Path:
+        """Writes what `predict` does, from pixels to answers, to one file that any JAX runs.
+
+        The file takes images of one size, uint8 [b, h, w, 3], of any batch size. Segmentation gives
+        `labels` (int32 [b, h, w], at the images' size; 255 for none) and `probabilities`
+        [b, h, w, k] if asked for, recognition `probabilities` [b, k]. It names the classes:
+        `vadapt.load_exported`.
+
+        Args:
+            input_size: (height, width) of the images; by default that of training.
+            outputs: some of what the task gives; by default the first.
+            dtype: as for `vadapt.export_features`.
+
+        Raises:
+            ConfigError: the task does not predict in one program, or gives no such output.
+            WeightsError: see `vadapt.export_features`.
+        """
+        given = {"input_size": input_size, "outputs": outputs, "dtype": dtype}
+        return export_answers(self.task, self.model, path, **given, name=self.name)
 
     def _pixels(self, image: UInt8[np.ndarray, "h w c"]) -> Float[Array, "_h _w 3"]:
         data = self.config.data

@@ -141,11 +141,11 @@ class Grid(Kind):
     def _cut(self, rows: slice, columns: slice) -> tuple[Any, ...]:
         return (..., rows, columns, *[slice(None)] * (self.axes - 2))
 
-    def crop(self, value: np.ndarray, box: Box) -> np.ndarray:
+    def crop(self, value: Any, box: Box) -> Any:
         top, left, height, width = box
         return value[self._cut(slice(top, top + height), slice(left, left + width))]
 
-    def resize(self, value: np.ndarray, old: Size, new: Size, filter: Filter) -> np.ndarray:
+    def resize(self, value: Any, old: Size, new: Size, filter: Filter) -> Any:
         if value.ndim == self.axes:
             return self.resize_frame(value, new, filter)
         return np.stack([self.resize_frame(frame, new, filter) for frame in value])
@@ -190,7 +190,7 @@ class Image(Grid):
     axes: int = 3
     colors: int = 0
 
-    def resize_frame(self, frame: np.ndarray, size: Size, filter: Filter) -> np.ndarray:
+    def resize_frame(self, frame: Any, size: Size, filter: Filter) -> Any:
         return filter(frame, size) if self.axes == 3 else filter(frame[..., None], size)[..., 0]
 
     def margin(self, value: np.ndarray, color: Sequence[int]) -> Any:

@@ -1,30 +1,41 @@
-"""Resizing arrays: images as Pillow and as OpenCV do it, labels by nearest, maps of numbers."""
+"""Resizing arrays: images as Pillow and as OpenCV do it, labels by nearest, maps of numbers.
+
+Images may also be arrays that JAX traces, so that an exported program resizes as the data did.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 Size = tuple[int, int]  # height, width, in pixels
-Filter = Callable[[np.ndarray, Size], np.ndarray]  # of images
+Filter = Callable[[Any, Size], Any]  # of images
 
 _WEIGHT_BITS = 11  # of the weights of neighbours, as in OpenCV
+_PILLOW_BITS = 22  # of those of Pillow's filters
 
 
 def resize_pillow(
-    image: UInt8[np.ndarray, "h w c"],
+    image: UInt8[Any, "h w c"],
     size: Size,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
+) -> UInt8[Any, "{size[0]} {size[1]} c"]:
     """Resize to (height, width) with a filter of Pillow's, which widens when it shrinks.
 
-    That is antialiasing, and what torchvision does to the Pillow images that it is given.
+    That is antialiasing, and what torchvision does to the Pillow images that it is given. Arrays
+    other than NumPy's are always resized with the bicubic filter, in whole numbers as Pillow has
+    them.
     """
     if image.shape[:2] == size:
         return image
+    if not isinstance(image, np.ndarray):
+        return _resize_bicubic(image, size)
     # Grey shown in three channels is a view of one: a third of the work, and the same numbers.
     grey = image.shape[-1] == 1 or image.strides[-1] == 0
     flat = image[..., 0] if grey else image
@@ -34,9 +45,65 @@ def resize_pillow(
     return np.asarray(resized).reshape(*size, image.shape[-1])
 
 
-def resize_opencv(
-    image: UInt8[np.ndarray, "h w c"], size: Size
-) -> UInt8[np.ndarray, "{size[0]} {size[1]} c"]:
+def _resize_bicubic(image: Any, size: Size) -> Any:
+    """`resize_pillow` in arithmetic that every kind of array has."""
+    old = (int(image.shape[0]), int(image.shape[1]))
+    for axis in (0, 1) if _rows_first(old, size) else (1, 0):
+        if old[axis] == size[axis]:
+            continue
+        first, weights = _bicubic_weights(old[axis], size[axis])
+        wide, total = image.astype(np.int32), np.int32(1 << (_PILLOW_BITS - 1))
+        for number, weight in enumerate(weights):
+            places = np.minimum(first + number, old[axis] - 1)
+            weight = weight[:, None, None] if axis == 0 else weight[None, :, None]
+            total = total + wide.take(places, axis=axis) * weight
+        image = (total >> _PILLOW_BITS).clip(0, 255).astype(np.uint8)
+    return image
+
+
+@functools.lru_cache(maxsize=8)
+def _rows_first(old: Size, new: Size) -> bool:
+    """Whether Pillow shrinks rows before columns: it rounds between the two, and versions differ.
+
+    So it is asked, with an image of noise.
+    """
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, old, np.uint8))
+
+    def resized(image: Image.Image, size: Size) -> Image.Image:
+        return image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+    wanted = np.asarray(resized(noise, new))
+    misses = [
+        np.count_nonzero(np.asarray(resized(resized(noise, between), new)) != wanted)
+        for between in ((old[0], new[1]), (new[0], old[1]))
+    ]
+    return bool(misses[1] < misses[0])
+
+
+def _bicubic_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every new pixel along an axis the first old one that it is made of, and weights.
+
+    Of that one and those after it, int32 [taps, new], in units of 2 ** -22; sums are 1.
+    """
+    scale = old / new
+    wider = max(scale, 1.0)  # of the filter, to keep what shrinks from aliasing
+    centres = (np.arange(new) + 0.5) * scale
+    first = (centres - 2 * wider + 0.5).astype(np.int32).clip(0)
+    last = (centres + 2 * wider + 0.5).astype(np.int32).clip(None, old)
+    taps = first + np.arange(math.ceil(2 * wider) * 2 + 1)[:, None]
+    x = np.abs((taps - centres + 0.5) * (1 / wider))
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights[taps >= last] = 0
+    total = np.zeros(new)
+    for row in weights:
+        total += row
+    whole = weights / total * (1 << _PILLOW_BITS)
+    return first, np.trunc(whole + np.copysign(0.5, whole)).astype(np.int32)
+
+
+def resize_opencv(image: UInt8[Any, "h w c"], size: Size) -> UInt8[Any, "{size[0]} {size[1]} c"]:
     """Resize to (height, width) between the four nearest pixels, never more: no antialiasing.
 
     Half-pixel centres and weights of 11 bits: to the bit what OpenCV's INTER_LINEAR gives.
@@ -47,10 +114,11 @@ def resize_opencv(
         _weighted(old, new) for old, new in zip(image.shape, size, strict=False)
     )
     wide = image.astype(np.int32)
-    rows = wide.take(left, 1) * before[:, None] + wide.take(right, 1) * behind[:, None]
+    before, behind = before[None, :, None], behind[None, :, None]
+    rows = wide.take(left, axis=1) * before + wide.take(right, axis=1) * behind
     rows >>= 4  # so that the products fit 32 bits
-    upper = rows.take(top, 0) * above[:, None, None] >> 16
-    lower = rows.take(bottom, 0) * below[:, None, None] >> 16
+    upper = rows.take(top, axis=0) * above[:, None, None] >> 16
+    lower = rows.take(bottom, axis=0) * below[:, None, None] >> 16
     return ((upper + lower + 2) >> 2).astype(np.uint8)
 
 

@@ -187,7 +187,7 @@ class Mask2FormerHead(nnx.Module):
         x, places = self._first(queries)
         features, memories = self.pixel_decoder(maps)
         x, places = (
-            jnp.broadcast_to(y.astype(features.dtype), (len(features), *y.shape[-2:]))
+            jnp.broadcast_to(y.astype(features.dtype), (features.shape[0], *y.shape[-2:]))
             for y in (x, places)
         )
         sources = [self._source(memory, i) for i, memory in enumerate(memories)]

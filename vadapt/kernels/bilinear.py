@@ -103,7 +103,7 @@ def corner_labels(
         ),
         jnp.zeros((), jnp.uint32),
     )
-    found = jnp.take_along_axis(words.reshape(len(labels), -1), place, axis=1, mode="clip")
+    found = jnp.take_along_axis(words.reshape(labels.shape[0], -1), place, axis=1, mode="clip")
     return jnp.stack([(found >> s) & 255 for s in shifts], axis=-1).astype(jnp.int32)
 
 

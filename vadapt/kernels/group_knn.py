@@ -68,7 +68,7 @@ def group_knn(
     targets, sources, bias = jax.lax.stop_gradient((targets, sources, bias))
     plain = functools.partial(nearest, options=options)
     tpu = functools.partial(group_knn_tpu.search, options=options, names=("ids", "distances"))
-    return over_batch(_either(plain, tpu, options), targets, sources, whole=bias)
+    return over_batch(_either(plain, tpu, options, targets), targets, sources, whole=bias)
 
 
 def group_max_relative(
@@ -110,7 +110,7 @@ def _backward(options: Options, kept: tuple[Array, Array], cotangents: Any) -> A
     def tpu(x: Array, ids: Array, winners: Array, _: None) -> Array:
         return group_knn_tpu.spread(x, ids, winners, options=options)
 
-    sources = over_batch(_either(plain, tpu, options), cotangents[0], *kept)
+    sources = over_batch(_either(plain, tpu, options, cotangents[0]), cotangents[0], *kept)
     return -cotangents[0], sources, None
 
 
@@ -124,12 +124,15 @@ def _largest(
         return largest(targets, sources, bias, options)[: len(names)]
 
     tpu = functools.partial(group_knn_tpu.search, options=options, names=names)
-    return over_batch(_either(plain, tpu, options), targets, sources, whole=bias)
+    return over_batch(_either(plain, tpu, options, targets), targets, sources, whole=bias)
 
 
-def _either(plain: Callable[..., Any], tpu: Callable[..., Any], options: Options) -> Any:
-    """The form that suits the platform."""
-    if not group_knn_tpu.fits(options.num_sources, options.width):
+def _either(
+    plain: Callable[..., Any], tpu: Callable[..., Any], options: Options, targets: Array
+) -> Any:
+    """The form that suits the platform; a batch of any size, in exports, is none for kernels."""
+    fits = group_knn_tpu.fits(options.num_sources, options.width)
+    if not fits or not isinstance(targets.shape[0], int):
         return plain
 
     def either(*arrays: Any) -> Any:
@@ -221,6 +224,8 @@ def _in_blocks(
 
     x, y = (rearrange(v, "b n (g w) -> b n g w", g=groups) for v in (targets, sources))
     at_once = max(1, CANDIDATES // (size * m * groups))
+    if not isinstance(x.shape[0], int):  # JAX divides no batch of any size
+        at_once = None
     found = jax.lax.map(lambda xy: image(*xy), (x, y), batch_size=at_once)
     return tuple(rearrange(v, "b s n ... -> b (s n) ...")[:, :n] for v in found)
 

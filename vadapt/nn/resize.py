@@ -33,7 +33,7 @@ def resize_bilinear(
         first = at.astype(np.int32)
         shape = [new if number == axis else 1 for number in range(4)]
         weight = jnp.asarray((at - first).reshape(shape), jnp.float32)
-        low = jnp.take(y, first, axis)
-        high = jnp.take(y, np.minimum(first + 1, old - 1), axis)
+        low = jnp.take(y, first, axis=axis)
+        high = jnp.take(y, np.minimum(first + 1, old - 1), axis=axis)
         y = low + weight * (high - low)
     return y.astype(x.dtype)

@@ -216,6 +216,10 @@ class MultilabelTask:
         """Of every label by itself."""
         return 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 would tie at 1
 
+    def odds(self, logits: Float[Array, "b l"]) -> Float[Array, "b l"]:
+        """`probabilities` on the device, in float32."""
+        return jax.nn.sigmoid(logits)
+
     def export(self, model: System) -> nnx.Module:
         """Return what people keep: all of it; the adapter file holds what was trained."""
         return model
@@ -244,7 +248,14 @@ class MultilabelTask:
         sheet = contact_sheet([row], COLUMNS[: len(row)], [title], cell=256)
         return Prediction(pictures={"pictures": sheet}, labels=labels)
 
-    def prepare_image(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "_h _w c"]:
+    def respond(
+        self, model: System, images: UInt8[Array, "b h w c"]
+    ) -> dict[str, Float[Array, "b l"]]:
+        """`probabilities` of all labels, in the order of the classes."""
+        seen = jax.vmap(self.prepare_image)(images)
+        return {"probabilities": self.odds(model(self.pixels(seen)).logits.astype(jnp.float32))}
+
+    def prepare_image(self, image: UInt8[Any, "h w c"]) -> UInt8[Any, "_h _w c"]:
         """The image resized as for testing."""
         feed = image_labels.evaluation_feed(self.config.data)
         return apply_all(feed.transforms, {"image": image}, np.random.default_rng(0))["image"]

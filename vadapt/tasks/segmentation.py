@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from vadapt import system
 from vadapt.data import pipeline
@@ -266,7 +266,15 @@ class SegmentationTask:
             rows=rows,
         )
 
-    def prepare_image(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "_h _w c"]:
+    def respond(
+        self, model: System, images: UInt8[Array, "b h w c"]
+    ) -> dict[str, Shaped[Array, "b h w *k"]]:
+        """`labels` (int32), the class of every pixel, 255 for none; `probabilities` of all."""
+        seen = jax.vmap(self.prepare_image)(images)
+        labels, probabilities = self._sure(model, seen, (images.shape[1], images.shape[2]))
+        return {"labels": labels.astype(jnp.int32), "probabilities": probabilities}
+
+    def prepare_image(self, image: UInt8[Any, "h w c"]) -> UInt8[Any, "_h _w c"]:
         """The image resized to fit, as for testing."""
         feed = labelled.evaluation_feed(self.config.data)
         return apply_all(feed.transforms, {"image": image}, np.random.default_rng(0))["image"]
@@ -297,6 +305,12 @@ class SegmentationTask:
         inference = dataclasses.replace(self.inference, multiple=model.multiple)
         return inference(functools.partial(pixel_scores, model), pixels, size)
 
+    def _sure(self, model: System, images: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+        """The classes of pixels (uint8 [b, h, w], 255 for none) and probabilities of all."""
+        scores = self._scores(model, images, size).astype(jnp.float32)
+        probabilities = getattr(model.head, "probabilities", jax.nn.softmax)(scores)
+        return best_class(scores).astype(jnp.uint8), probabilities
+
     @functools.cached_property
     def _jitted_classes(self) -> Callable[..., Any]:
         def classes(graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Array:
@@ -307,10 +321,8 @@ class SegmentationTask:
     @functools.cached_property
     def _jitted_sure(self) -> Callable[..., Any]:
         def sure(graph: Any, tree: Any, images: Array, size: tuple[int, int]) -> Any:
-            model = nnx.merge(graph, tree)
-            scores = self._scores(model, images, size).astype(jnp.float32)
-            probabilities = getattr(model.head, "probabilities", jax.nn.softmax)(scores)
-            return best_class(scores).astype(jnp.uint8), probabilities.max(axis=-1)
+            labels, probabilities = self._sure(nnx.merge(graph, tree), images, size)
+            return labels, probabilities.max(axis=-1)
 
         return jax.jit(sure, static_argnums=(0, 3))
 

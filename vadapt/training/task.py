@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from vadapt.data.stream import Stream
 from vadapt.training.report import Report
@@ -29,7 +29,8 @@ class Task(Protocol[Model]):
     A task may also have
 
     - `evaluates_initial`: False where scores before training say nothing;
-    - `players` (see `Player`), `after_update` (see `Remembers`), `predict_image` (see `Predicts`);
+    - `players` (see `Player`), `after_update` (see `Remembers`), `predict_image` (see `Predicts`),
+      `respond` (see `Responds`);
     - `settings`: for sections of a config ("data", "task", "eval", "model") a dataclass of the
       fields that it reads there, by which typos are found;
     - `classes` and `palette`, which the training data say and predicting needs. They are kept with
@@ -143,6 +144,20 @@ class Reports(Protocol[Sees]):
         """What `evaluate` gives, to the bit, and a `Report` by the name of each test set.
 
         Every process of a run calls it, and all get the same scores.
+        """
+        ...
+
+
+@runtime_checkable
+class Responds(Protocol[Sees]):
+    """A task that says what its model sees in one program, which can be exported."""
+
+    def respond(
+        self, model: Sees, images: UInt8[Array, "b h w c"]
+    ) -> Mapping[str, Shaped[Array, "b ..."]]:
+        """What `predict_image` says of images of one size, as they were read; under `jax.jit`.
+
+        Arrays by name, what most people want first; the others are exported if asked for.
         """
         ...
 
