@@ -41,21 +41,25 @@ def settings():
     return config
 
 
-@pytest.fixture(scope="module")
-def project(two_blocks, tmp_path_factory):
-    """A run in a folder with its data and weights, by paths from there; and what it sees."""
-    root = tmp_path_factory.mktemp("project")
-    rng = np.random.default_rng(0)
+def write_photos(folder, rng):
+    """Two images with masks to train on and two to test on, of noise."""
     mask = np.zeros((32, 32), np.uint8)
     mask[:16] = 1
     for split in ("train", "val"):
         for number in range(2):
             for kind, array in (("images", rng.integers(0, 256, (32, 32, 3), np.uint8)),
                                 ("masks", mask)):  # fmt: skip
-                path = root / "photos" / kind / split / f"{number}.png"
+                path = folder / kind / split / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
-    (root / "photos" / "dataset.yaml").write_text(f"classes: [road, car]\npalette: {PALETTE}\n")
+    (folder / "dataset.yaml").write_text(f"classes: [road, car]\npalette: {PALETTE}\n")
+
+
+@pytest.fixture(scope="module")
+def project(two_blocks, tmp_path_factory):
+    """A run in a folder with its data and weights, by paths from there; and what it sees."""
+    root, rng = tmp_path_factory.mktemp("project"), np.random.default_rng(0)
+    write_photos(root / "photos", rng)
     (root / "pretrained").mkdir()
     shutil.copy(ASSET, root / "pretrained" / "base.safetensors")
     image = rng.integers(0, 256, (40, 56, 3), np.uint8)

@@ -9,12 +9,15 @@ from flax import nnx
 from tests.backbones.drawn import drawn
 from tests.backbones.test_sam import small as small_sam
 from tests.interop.references import RELATIVE, call, images, maps, relative_error
+from tests.weights.test_commands_of_runs import SIZE, runs  # noqa: F401  a fixture
 from tests.weights.test_convnext import small as small_convnext
 from tests.weights.test_resnet import small as small_resnet
 from vadapt import adapters, models
 from vadapt.backbones.sam import SAMEncoder
 from vadapt.backbones.staged import Staged
 from vadapt.nn.activations import gelu_exact, gelu_quick, gelu_tanh
+from vadapt.trained import load_run
+from vadapt.weights.__main__ import main
 from vadapt.weights.export import save_hugging_face
 
 TOY = {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "image_size": 32}
@@ -140,3 +143,13 @@ def test_a_folded_adapter_computes_the_same(family, tmp_path):
     expected = theirs(copy, pixels, family).last_hidden_state
     assert relative_error(ours(adapted, pixels, family), expected) < RELATIVE
     assert relative_error(ours(plain, pixels, family), expected) > 1e-2
+
+
+def test_a_run_of_lora_is_one_command_from_transformers(runs, tmp_path):  # noqa: F811
+    assert main(["merge", f"--run={runs / 'lora'}", f"--out={tmp_path / 'merged'}"]) == 0
+    copy, pixels = read(tmp_path / "merged", "dinov2"), images((28, 28))
+    expected = theirs(copy, pixels, "dinov2").last_hidden_state
+    adapted = load_run(runs / "lora").model.backbone
+    assert relative_error(ours(adapted, pixels, "dinov2"), expected) < RELATIVE
+    plain = models.create("dinov2_small", runs / "base.safetensors", image_size=28, **SIZE)
+    assert relative_error(ours(plain, pixels, "dinov2"), expected) > 1e-2

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 if it went well, 1 if not (argparse ends with 2 what it cannot read)."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        arguments.command(arguments)
     except VadaptError as error:
         print_error(error)
         return 1
@@ -94,46 +94,34 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Writes a backbone, with an adapter if one is given, for others to run."""
-    from vadapt import adapters, models
-    from vadapt.weights.export import family_of, save_hugging_face
+    """Writes a run's system, or a backbone with an adapter if one is given, for others to run."""
     from vadapt.weights.stablehlo import export_features, load_exported
 
     if arguments.format == "huggingface":
-        family = family_of(arguments.backbone)
-        model = adapters.fold(_build(arguments)[0], strict=True)
-        print(save_hugging_face(model, arguments.out, family))
+        _write_folder(arguments)
         return
-    model, info = _build(arguments)
-    known = info and info.statistics
-    export_features(
-        model,
-        arguments.out,
-        image_size=_image_size(model, arguments),
-        statistics=known or models.statistics(arguments.backbone, arguments.weights),
-        layers=arguments.layers[0] if len(arguments.layers) == 1 else arguments.layers,
-        as_grid=arguments.as_grid,
-        input_size=arguments.input_size and _size(arguments.input_size),
-        dtype=arguments.dtype,
-        name=arguments.backbone,
-    )
-    print(load_exported(arguments.out))
+    out, run = arguments.out, _run(arguments)
+    input_size = arguments.input_size and _size(arguments.input_size)
+    layers, given = arguments.layers, {"input_size": input_size, "dtype": arguments.dtype}
+    if run is not None and layers is None:
+        if arguments.as_grid:
+            raise ConfigError("--as-grid is of features: say of which layers, as --layers=-1")
+        run.export(out, outputs=arguments.outputs, **given)
+    else:
+        if arguments.outputs:
+            raise ConfigError("--outputs are those of a run's task: give --run, and no --layers")
+        model, seen = _seen(run, arguments)
+        layers = [-1] if layers is None else layers
+        given |= {"layers": layers[0] if len(layers) == 1 else layers}
+        export_features(model, out, as_grid=arguments.as_grid, **seen, **given)
+    print(load_exported(out))
 
 
 def merge(arguments: argparse.Namespace) -> None:
     """Folds an adapter into its backbone's weights and writes those."""
-    from vadapt import adapters
-    from vadapt.weights.adapter_file import save_model
-    from vadapt.weights.export import family_of, save_hugging_face
-
-    out = Path(arguments.out)
-    family = None if out.suffix else family_of(arguments.backbone)
-    model = adapters.fold(_build(arguments)[0], strict=True)
-    if family is None:
-        save_model(out, model)
-    else:
-        save_hugging_face(model, out, family)
-    print(out)
+    if not (arguments.run or arguments.adapter):
+        raise ConfigError("nothing to merge: give --run, or --adapter with its backbone")
+    _write_folder(arguments)
 
 
 def push(arguments: argparse.Namespace) -> None:
@@ -157,6 +145,61 @@ def pull(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     print(shutil.copyfile(hub.pull(arguments.source), out))
+
+
+def _write_folder(arguments: argparse.Namespace) -> None:
+    """Writes a backbone with its adapter folded, for transformers or as one file of vadapt's."""
+    from vadapt import adapters
+    from vadapt.weights.adapter_file import save_model
+    from vadapt.weights.export import family_of, save_hugging_face
+
+    out, run = Path(arguments.out), _run(arguments)
+    name = arguments.backbone if run is None else run.config.model.backbone
+    whole = arguments.command is merge and out.suffix
+    family = None if whole else family_of(name)
+    model = _build(arguments)[0] if run is None else getattr(run.model, "backbone", run.model)
+    model = adapters.fold(model, strict=True)
+    if family is None:
+        save_model(out, model)
+    else:
+        save_hugging_face(model, out, family)
+    print(out)
+
+
+def _run(arguments: argparse.Namespace) -> Any:
+    """The run that is asked for; None where a backbone is."""
+    if not arguments.run:
+        if arguments.backbone and arguments.weights:
+            return None
+        raise ConfigError(
+            "say of what: --run=DIR, a workdir or the adapter file of a finished run, or "
+            "--backbone=NAME and --weights=FILE"
+        )
+    from vadapt.trained import load_run
+
+    told = ("backbone", "adapter", "image_size", "options", "allow_unexpected")
+    given = [name for name in told if getattr(arguments, name) not in (None, [], "{}")]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ConfigError(f"{flag} does not go with --run: the run says it; leave it out")
+    return load_run(arguments.run, weights=arguments.weights or "")
+
+
+def _seen(run: Any, arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The backbone whose features are exported, and its name, size and statistics."""
+    from vadapt import models
+
+    if run is not None:
+        data, name = run.config.data, run.config.model.backbone
+        seen = {"image_size": tuple(data.image_size), "statistics": (data.mean, data.std)}
+        return getattr(run.model, "backbone", run.model), {**seen, "name": name}
+    model, info = _build(arguments)
+    known = info and info.statistics
+    return model, {
+        "image_size": _image_size(model, arguments),
+        "statistics": known or models.statistics(arguments.backbone, arguments.weights),
+        "name": arguments.backbone,
+    }
 
 
 def _build(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -219,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
             description=text,
             epilog=f"for example: {called} {example}",
         )
-        added.set_defaults(run=run)
+        added.set_defaults(command=run)
         return added
 
     one = command(inspect, "inspect runs/demo/adapter.safetensors --depth=3")
@@ -233,28 +276,44 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command(
         export,
-        "export --backbone=dinov2_small --weights=hf:facebook/dinov2-small "
-        "--format=stablehlo --out=features.bin",
+        "export --run=runs/demo --input-size 512 1024 --out=system.bin; or export "
+        "--backbone=dinov2_small --weights=hf:facebook/dinov2-small --out=features.bin",
     )
     _add_model(one)
     one.add_argument("--adapter", help="file of save_adapter, or hf:org/name")
-    one.add_argument("--format", choices=("stablehlo", "huggingface"), required=True)
+    one.add_argument(
+        "--format",
+        choices=("stablehlo", "huggingface"),
+        default="stablehlo",
+        help="by default stablehlo; huggingface takes the backbone alone",
+    )
     one.add_argument("--out", required=True, help="a file; of huggingface a folder")
     stablehlo = one.add_argument_group("of stablehlo")
-    stablehlo.add_argument("--layers", type=int, nargs="+", default=[-1], help="whose features")
+    stablehlo.add_argument(
+        "--layers", type=int, nargs="+", help="whose features; by default -1, of a run the answers"
+    )
+    stablehlo.add_argument(
+        "--outputs",
+        nargs="+",
+        default=[],
+        help="of a run's answers, such as labels probabilities; by default the first",
+    )
     stablehlo.add_argument("--as-grid", action="store_true", help="maps of patches, not tokens")
     stablehlo.add_argument(
-        "--input-size", type=int, nargs="+", metavar="SIDE", help="of images that it resizes"
+        "--input-size",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="height and width of the images given, by default those that the model sees",
     )
     stablehlo.add_argument("--dtype", help="of the weights, such as bfloat16")
 
     one = command(
         merge,
-        "merge --backbone=dinov2_small --weights=hf:facebook/dinov2-small "
-        "--adapter=adapter.safetensors --out=merged/",
+        "merge --run=runs/demo --out=merged/",
     )
     _add_model(one)
-    one.add_argument("--adapter", required=True, help="file of save_adapter, or hf:org/name")
+    one.add_argument("--adapter", help="file of save_adapter, or hf:org/name")
     one.add_argument(
         "--out", required=True, help="a .safetensors file, or a folder for transformers"
     )
@@ -272,8 +331,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", required=True, help="a name for vadapt.create")
-    parser.add_argument("--weights", required=True, help="file, shipped asset, or hf:org/name")
+    parser.add_argument(
+        "--run", help="a workdir, the adapter file of a finished run, or hf:org/name"
+    )
+    parser.add_argument("--backbone", help="a name for vadapt.create, where there is no run")
+    parser.add_argument(
+        "--weights",
+        help="file, shipped asset, or hf:org/name; of a run only if they are not found, or a "
+        "folder with them",
+    )
     _add_fields(parser)
 
 
