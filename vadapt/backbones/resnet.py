@@ -146,7 +146,7 @@ class ResNet(Staged):
         for layer in self.stem:
             x = layer(x)
         around: Any = ((1, 1), (1, 1))  # of minus infinity
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=around)
+        return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=around)
 
 
 def _stem(inputs: int, width: int, deep: bool, rngs: nnx.Rngs) -> list[ConvNorm]:

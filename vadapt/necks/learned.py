@@ -76,7 +76,7 @@ class Deconvolutions(nnx.Module):
         doublings = self.doublings[level]
         if doublings < 0:
             side = 2**-doublings
-            return nnx.max_pool(x, (side, side), strides=(side, side))
+            return nnx.max_pool(x, window_shape=(side, side), strides=(side, side))
         for i, step in enumerate(self.grow[level]):
             x = step(x if i == 0 or self.between is None else gelu_exact(self.between(x)))
         return x
