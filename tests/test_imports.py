@@ -25,7 +25,7 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
-    {"exporting"},
+    {"exporting", "found_run"},
     {"trained"},
     {"main", "plan", "predict", "catalogue"},
     {"list"},

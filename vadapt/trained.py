@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from ml_collections import ConfigDict
 
 from vadapt import adapters, models, sharding, system
 from vadapt.data.given import read_images
 from vadapt.data.transforms import Resize
 from vadapt.errors import ConfigError, DataError, WeightsError
 from vadapt.exporting import export_answers
+from vadapt.found_run import FoundRun, candidates_of, find_run, places, with_value
 from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Adapter, Prompt, merge, split, variables
-from vadapt.run import ABOUT
 from vadapt.tasks import TASKS, make_task
 from vadapt.tasks.inputs import normalise
-from vadapt.training.claim import read_json
 from vadapt.training.loop import open_checkpoints
 from vadapt.training.program import make_program
 from vadapt.training.task import Prediction, Predicts, Task
-from vadapt.weights.adapter_file import AdapterInfo, load_adapter, read_info
+from vadapt.weights.adapter_file import AdapterInfo, load_adapter
 from vadapt.weights.base import BACKBONE
-from vadapt.weights.files import READERS, read_arrays
-from vadapt.weights.hub import ADAPTER, PREFIX, local_adapter
+from vadapt.weights.files import read_arrays
 from vadapt.weights.patterns import ends_soon, texts
-from vadapt.weights.sources import ASSETS, arrays_of
+from vadapt.weights.sources import arrays_of
 
 _SLACK = 2**24  # numbers that a model may have more than its files
 
@@ -177,17 +174,17 @@ def load_run(run: str | Path, *, weights: str | Path = "", to_predict: bool = Fa
         ConfigError: there is no such run, or see `to_predict`.
         WeightsError: its base weights are not found, or it does not fit them.
     """
-    held = _find(run)
+    held = find_run(run)
     config, folders = held.config, held.folders
     if to_predict:
         predicting(make_task(config), held.name)
     for section, name in (("model", "adapter"), ("task", "teacher_weights"), ("data", "path")):
         if value := config[section].get(name, ""):
-            found = next(iter(_places(value, folders)), value)
-            config = _changed(config, section, name, found)
+            found = next(iter(places(value, folders)), value)
+            config = with_value(config, section, name, found)
     if held.info is None:
-        found = next(iter(_candidates(config.model.weights, weights, folders)), None)
-        return _from_checkpoint(held, _changed(config, "model", "weights", found or weights))
+        found = next(iter(candidates_of(config.model.weights, weights, folders)), None)
+        return _from_checkpoint(held, with_value(config, "model", "weights", found or weights))
     return _from_adapter(held, held.info, config, str(weights))
 
 
@@ -256,96 +253,18 @@ def _features(graph: Any, tree: Any, pixels: Array, layers: Any) -> Any:
     return backbone.features(pixels, -1 if layers is None else layers, as_grid=True)
 
 
-class _Held(NamedTuple):
-    """What was found of a run."""
-
-    name: str
-    config: Any
-    known: Mapping[str, Any]  # see `training.task.Task`
-    folders: tuple[Path, ...]  # in which relative paths may start, the likeliest first
-    workdir: Path
-    info: AdapterInfo | None  # of a finished run
-
-
-def _find(run: str | Path) -> _Held:
-    name = str(run)
-    if not name.startswith(PREFIX):
-        run = Path(run).expanduser()
-        if not run.exists():
-            raise ConfigError(f"no run at {name!r}: neither a workdir nor an adapter file")
-        path = run / ADAPTER if run.is_dir() else run
-    else:
-        path = local_adapter(name)
-    workdir = path.parent.absolute()
-    held, about = read_json(workdir / "config.json"), read_json(workdir / ABOUT)
-    info = read_info(path) if path.is_file() else None
-    settings = held
-    if info is not None:
-        settings = dict(info.extra.get("config") or held)
-        # Where the data lie, of files of older versions that do not name the classes.
-        settings["data"] = {**held.get("data", {}), **settings.get("data", {})}
-        about = {**about, **_known(info)}
-    if not settings.get("model") or (info is None and not (workdir / "checkpoints").is_dir()):
-        raise ConfigError(
-            f"{name!r} holds no run to use: {ADAPTER}, which python -m vadapt.main leaves in its "
-            "--workdir, or config.json and checkpoints of a run that is not finished"
-            if info is None
-            else f"{name!r} does not say how its model is built, as adapter files of finished runs "
-            "do: put it beside the config.json of its run, or take vadapt.adapt_from(model, file)"
-        )
-    known = {key: about[key] for key in ("classes", "palette") if about.get(key)}
-    starts = [workdir / about["from_here"], Path(about["folder"])] if "folder" in about else []
-    folders = (*starts, Path.cwd(), workdir, *workdir.parents)
-    return _Held(name, ConfigDict(settings), known, folders, workdir, info)
-
-
-def _known(info: AdapterInfo) -> dict[str, Any]:
-    found = {"classes": info.classes, "palette": info.extra.get("palette")}
-    return {key: value for key, value in found.items() if value}
-
-
-def _changed(config: Any, section: str, name: str, value: Any) -> Any:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config[section][name] = str(value)
-    return config
-
-
-def _places(name: str | Path, folders: Sequence[Path]) -> Iterator[Path]:
-    """Where a path of a config is, by all of it and then by its last part, in these folders."""
-    path, seen = Path(name).expanduser(), set()
-    for tail in (path, Path(path.name)):
-        for folder in folders:
-            place = folder / tail
-            if place.exists() and (real := place.resolve()) not in seen:
-                seen.add(real)
-                yield real
-
-
-def _candidates(name: str, given: str | Path, folders: Sequence[Path]) -> Iterator[str]:
-    """Sources of the base weights that a config calls `name`, the likeliest first."""
-    for source in (str(given),) if given else (name,):
-        if not source or source.startswith(PREFIX) or (ASSETS / f"{source}.safetensors").is_file():
-            yield source
-            continue
-        for place in [Path(source).expanduser()] if given else _places(source, folders):
-            yield str(place)
-            if given and place.is_dir():
-                yield from (str(p) for p in sorted(place.iterdir()) if p.suffix in READERS)
-
-
-def _task(held: _Held, config: Any) -> Task[nnx.Module]:
+def _task(held: FoundRun, config: Any) -> Task[nnx.Module]:
     task: Any = make_task(config)
     if held.known:
         task.known = held.known
     return task
 
 
-def _from_adapter(held: _Held, info: AdapterInfo, config: Any, given: str) -> LoadedRun:
+def _from_adapter(held: FoundRun, info: AdapterInfo, config: Any, given: str) -> LoadedRun:
     """The model of an adapter file, with the first base weights that have its hash."""
     if config.model.get("adapter", "") and _holds_methods(held, info, config):
-        config = _changed(config, "model", "adapter", "")
-    candidates = list(dict.fromkeys(_candidates(config.model.weights, given, held.folders)))
+        config = with_value(config, "model", "adapter", "")
+    candidates = list(dict.fromkeys(candidates_of(config.model.weights, given, held.folders)))
     failures = {}
     # A pattern that might never end is not tried, see `load_adapter`.
     trainable = config.get("trainable")
@@ -353,7 +272,7 @@ def _from_adapter(held: _Held, info: AdapterInfo, config: Any, given: str) -> Lo
     shapes = adapters.abstract(info, lambda: _build(_task(held, config), pretrained=False))
     # Nothing is needed of a base that was trained whole: its hash is that of any other.
     for source in [*candidates, *([""] if info.base_kind and "" not in candidates else [])]:
-        changed = _changed(config, "model", "weights", source)
+        changed = with_value(config, "model", "weights", source)
         task = _task(held, changed)
         try:
             _check_size(info, shapes, source)
@@ -372,9 +291,9 @@ def _from_adapter(held: _Held, info: AdapterInfo, config: Any, given: str) -> Lo
     )
 
 
-def _holds_methods(held: _Held, info: AdapterInfo, config: Any) -> bool:
+def _holds_methods(held: FoundRun, info: AdapterInfo, config: Any) -> bool:
     """Whether a file has all of what the methods add, so that no adapter before it is needed."""
-    task = _task(held, _changed(config, "model", "adapter", ""))
+    task = _task(held, with_value(config, "model", "adapter", ""))
     model = nnx.eval_shape(lambda: task.build(pretrained=False))
     added = {path for path, v in variables(model).items() if isinstance(v, Adapter | Prompt)}
     names = {*read_arrays(info.path)}
@@ -407,7 +326,7 @@ def _build(task: Task[nnx.Module], *, pretrained: bool = True) -> nnx.Module:
     return system.build(config, options=task.backbone_options, pretrained=pretrained)
 
 
-def _from_checkpoint(held: _Held, config: Any) -> LoadedRun:
+def _from_checkpoint(held: FoundRun, config: Any) -> LoadedRun:
     """The model of the newest checkpoint; its moving average, if there is one."""
     task = _task(held, config)
     parts = split(task.build(), config.trainable)
