@@ -20,6 +20,7 @@ from vadapt.data.segmentation_transforms import (
     PadTo,
     RandomCrop,
     RandomShortEdge,
+    ResizedCrop,
     ResizeTo,
     ResizeToFit,
 )
@@ -45,6 +46,7 @@ GEOMETRIC = [
     [ResizeTo((31, 19))],
     [RandomCrop((14, 15), max_share=0.75)],
     [PadTo((40, 44))],
+    [ResizedCrop(RandomShortEdge((14, 20, 33), longest=40), RandomCrop((14, 15)))],
     [RandomShortEdge((16, 26), 60), RandomCrop((18, 18)), HorizontalFlip(), PadTo((18, 18))],
 ]
 OTHERS = {Channels}  # transforms of these modules that move nothing
@@ -226,6 +228,28 @@ def test_a_kind_of_ones_own_follows_the_image(chain, height, width, seed):
         assert (out["mask"][:, columns:] == 255).all()
         assert not out["flow"][rows:].any()
         assert not out["instances"][:, columns:].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=sides, width=sides, seed=seeds, attempts=st.integers(0, 9))
+def test_a_resized_crop_is_the_resize_and_then_the_crop_to_the_bit(height, width, seed, attempts):
+    rng = np.random.default_rng(seed)
+    resizes = (
+        RandomShortEdge((5, 14, 20, 33, 50), longest=90),
+        ResizeToFit(40, 20, (0.2, 2.4)),
+    )
+    crop = RandomCrop(tuple(rng.integers(4, 40, 2).tolist()), rng.choice([0.6, 0.75, 1]), attempts)
+    record = scene(height, width, seed)
+    for each in (record, {name: record[name] for name in ("image", "rois", "depth")}):
+        for resize in resizes:
+            one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+            expected = apply_all([resize, crop], each, one)
+            found = ResizedCrop(resize, crop)(each, other)
+            assert found.keys() == expected.keys()
+            for name in each:
+                assert np.asarray(found[name]).dtype == np.asarray(expected[name]).dtype
+                np.testing.assert_array_equal(found[name], expected[name], name)
+            assert one.bit_generator.state == other.bit_generator.state
 
 
 @few

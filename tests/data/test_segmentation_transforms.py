@@ -1,10 +1,13 @@
 """Sizes, crops, padding and colours of segmentation records."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vadapt.data import resampling
 from vadapt.data.photometric import (
     PhotometricDistortion,
     PhotometricDraws,
@@ -12,14 +15,15 @@ from vadapt.data.photometric import (
     hsv_to_rgb,
     rgb_to_hsv,
 )
-from vadapt.data.resampling import resize_opencv
+from vadapt.data.resampling import cut, resize_nearest, resize_opencv, resize_pillow
 from vadapt.data.segmentation_transforms import (
     PadTo,
     RandomCrop,
     RandomShortEdge,
+    ResizedCrop,
     ResizeTo,
     ResizeToFit,
-    balanced_offset,
+    balanced_box,
     fit_size,
 )
 from vadapt.data.transforms import apply_all
@@ -62,6 +66,78 @@ def record_of(height, width, seed=0):
 def test_bilinear_is_opencvs_to_the_bit(size):
     found = resize_opencv(np.array(GREY, np.uint8)[..., None], size)
     np.testing.assert_array_equal(found[..., 0], RESIZED[size])
+
+
+def bilinear(image, size):
+    """OpenCV's rule in one go over the whole image."""
+    at = [
+        ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32)
+        for old, new in zip(image.shape, size, strict=False)
+    ]
+    (top, bottom), (left, right) = (
+        [(np.floor(x) + step).clip(0, old - 1).astype(int) for step in (0, 1)]
+        for x, old in zip(at, image.shape, strict=False)
+    )
+    (above, below), (before, behind) = (
+        [np.rint(share * np.float32(2048)).astype(int) for share in (1 - (x % 1), x % 1)]
+        for x in at
+    )
+    wide = image.astype(int)
+    rows = wide[:, left] * before[:, None] + wide[:, right] * behind[:, None] >> 4
+    upper, lower = (
+        rows[place] * weight[:, None, None] >> 16
+        for place, weight in ((top, above), (bottom, below))
+    )
+    return (upper + lower + 2 >> 2).astype(np.uint8)
+
+
+def framed(data, size):
+    """A random box in an image of this size."""
+    height, width = (data.draw(st.integers(1, side)) for side in size)
+    top, left = (
+        data.draw(st.integers(0, a - b)) for a, b in zip(size, (height, width), strict=True)
+    )
+    return top, left, height, width
+
+
+sides = st.one_of(st.integers(1, 12), st.integers(1, 300))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    old=st.tuples(sides, sides),
+    new=st.tuples(sides, sides),
+    channels=st.sampled_from([1, 3, 4]),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_a_part_is_resized_as_the_whole_is(old, new, channels, seed, data):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*old, channels), np.uint8)
+    if seed % 3 == 0:
+        image = image // 128 * 255  # the ends of the range
+    box, whole = framed(data, new), bilinear(image, new)
+    np.testing.assert_array_equal(resize_opencv(image, new), whole)
+    np.testing.assert_array_equal(resize_opencv(image, new, box=box), cut(whole, box))
+    mirrored = image[:, ::-1]  # no contiguous memory
+    np.testing.assert_array_equal(resize_opencv(mirrored, new), bilinear(mirrored, new))
+    grey = np.broadcast_to(image[..., :1], (*old, 3))
+    expected = cut(bilinear(grey, new), box)
+    np.testing.assert_array_equal(resize_opencv(grey, new, box=box), expected)
+    mask = image[..., 0]
+    centers = [((np.arange(b) + 0.5) * (a / b)).astype(int) for a, b in zip(old, new, strict=True)]
+    labels = mask[np.ix_(*centers)]
+    np.testing.assert_array_equal(resize_nearest(mask, new), labels)
+    np.testing.assert_array_equal(resize_nearest(mask, new, box=box), cut(labels, box))
+    with_pillow = resize_pillow(image, new)
+    np.testing.assert_array_equal(resize_pillow(image, new, box=box), cut(with_pillow, box))
+
+
+def test_large_images_are_resized_in_blocks_as_in_one_go(rng):
+    image = rng.integers(0, 256, (300, 500, 3), np.uint8)
+    for size in ((611, 1013), (150, 250), (97, 900), (900, 80)):
+        assert size[0] * size[1] * 3 > resampling._BLOCK / 2
+        np.testing.assert_array_equal(resize_opencv(image, size), bilinear(image, size))
 
 
 @settings(max_examples=50, deadline=None)
@@ -169,15 +245,18 @@ def test_crops_have_several_classes_where_they_can(rng):
 
 
 def test_the_last_crop_is_kept_whatever_it_holds():
+    def chosen(mask, boxes):
+        return balanced_box(functools.partial(cut, mask), boxes, 0.75)
+
     one_class = np.full((9, 9), 2, np.uint8)
-    offsets = iter([(0, 1), (2, 3), (4, 5)])
-    assert balanced_offset(one_class, (3, 3), offsets, 0.75) == (4, 5)
+    boxes = [(0, 1, 3, 3), (2, 3, 3, 3), (4, 5, 3, 3)]
+    assert chosen(one_class, boxes) == (4, 5, 3, 3)
     ignored = np.full((9, 9), 255, np.uint8)
-    assert balanced_offset(ignored, (3, 3), [(1, 1)], 0.75) == (1, 1)
+    assert chosen(ignored, boxes[:1]) == (0, 1, 3, 3)
     halves = np.indices((9, 9))[0].astype(np.uint8) % 2
-    offsets = iter([(0, 1), (2, 3)])
-    balanced_offset(halves, (4, 4), offsets, 0.75)
-    assert next(offsets) == (2, 3)  # not drawn, since the first was good
+    drawn = iter([(0, 1, 4, 4), (2, 3, 4, 4)])
+    chosen(halves, drawn)
+    assert next(drawn) == (2, 3, 4, 4)  # not drawn, since the first was good
 
 
 def test_images_smaller_than_the_crop_are_padded_after_it(rng):
@@ -193,3 +272,5 @@ def test_images_smaller_than_the_crop_are_padded_after_it(rng):
         PadTo((4, 8))(record_of(8, 8), rng)
     with pytest.raises(ConfigError):
         RandomCrop((0, 4))
+    with pytest.raises(ConfigError, match="leaves the masks"):
+        ResizedCrop(ResizeToFit(20, 10, masks=False), RandomCrop((8, 8)))

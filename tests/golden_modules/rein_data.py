@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from tests.golden_modules.pad_models import Arrays, nhwc
 from tests.golden_modules.programs import compiled
 from vadapt.data.label_maps import CITYSCAPES_IDS, IGNORE, lookup_table, mapillary_ids
 from vadapt.data.photometric import PhotometricDistortion, PhotometricDraws, distort
-from vadapt.data.segmentation_transforms import balanced_offset, short_edge_size
+from vadapt.data.resampling import cut
+from vadapt.data.segmentation_transforms import balanced_box, short_edge_size
 from vadapt.metrics.segmentation import Confusion, domain_scores
 from vadapt.tasks.sliding import slide
 
@@ -65,8 +67,9 @@ def random_crop(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     height, width = config["crop_size"]
     boxes = []
     for label, draws in zip(np.asarray(inputs["seg"]), config["draws"], strict=True):
-        offsets = np.reshape(draws, (-1, 2)).tolist()
-        top, left = balanced_offset(label, (height, width), offsets, config["cat_max_ratio"])
+        drawn = [(*offset, height, width) for offset in np.reshape(draws, (-1, 2)).tolist()]
+        labels = functools.partial(cut, label)
+        top, left, *_ = balanced_box(labels, drawn, config["cat_max_ratio"])
         boxes.append((top, top + height, left, left + width))
     return {"bbox_y1_y2_x1_x2": np.array(boxes)}
 

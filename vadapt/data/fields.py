@@ -97,9 +97,7 @@ def crop(record: Record, box: Box) -> Record:
 
     Boxes left without an area are dropped, with what goes with them.
     """
-    height, width = frame_size(record)
-    top, left = box[:2]
-    inside = (top, left, min(box[2], height - top), min(box[3], width - left))
+    inside = _inside(box, frame_size(record))
     return _without_empty(_moved(record, lambda kind, value: kind.crop(value, inside)))
 
 
@@ -123,6 +121,14 @@ def resize(
         ),
     )
     return resized if images_only else _without_empty(resized)
+
+
+def resize_part(record: Record, size: Size, box: Box, filter: Filter) -> Record:
+    """What `crop(resize(record, size, filter), box)` gives, with no more resized than is kept."""
+    old, inside = frame_size(record), _inside(box, size)
+    return _without_empty(
+        _moved(record, lambda kind, value: kind.resize_part(value, old, size, filter, inside))
+    )
 
 
 def flip(record: Record) -> Record:
@@ -189,6 +195,12 @@ def shapes(names: Sequence[str], dimensions: Dimensions) -> Shapes:
     for name in names:
         found |= kind_of(name).shapes(name, dimensions)
     return found
+
+
+def _inside(box: Box, size: Size) -> Box:
+    """The part of a box that lies in an image of this size."""
+    top, left, height, width = box
+    return top, left, min(height, size[0] - top), min(width, size[1] - left)
 
 
 def _moved(record: Record, change: Callable[[Kind, Any], Any]) -> Record:

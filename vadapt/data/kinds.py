@@ -9,16 +9,15 @@ images, [t, h, w] masks, [t, n, 4] boxes of n objects that are followed through 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vadapt.data.label_maps import IGNORE
-from vadapt.data.resampling import Filter, Size, resize_linear, resize_nearest
+from vadapt.data.resampling import Box, Filter, Size, resize_linear, resize_nearest
 from vadapt.errors import ConfigError, DataError
 
-Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
 Batch = dict[str, np.ndarray]
 Shapes = dict[str, tuple[tuple[int, ...], Any]]  # name to (shape, dtype)
 
@@ -54,6 +53,10 @@ class Kind:
     def resize(self, value: Any, old: Size, new: Size, filter: Filter) -> Any:
         """The value for an image of another size; `filter` resizes images."""
         return value
+
+    def resize_part(self, value: Any, old: Size, new: Size, filter: Filter, box: Box) -> Any:
+        """What a box, which lies in the image of another size, holds of the value for that."""
+        return self.crop(self.resize(value, old, new, filter), box)
 
     def flip(self, value: Any, size: Size) -> Any:
         """The value for the mirror image, left for right."""
@@ -146,9 +149,12 @@ class Grid(Kind):
         return value[self._cut(slice(top, top + height), slice(left, left + width))]
 
     def resize(self, value: Any, old: Size, new: Size, filter: Filter) -> Any:
+        return self._by_frame(value, lambda frame: self.resize_frame(frame, new, filter))
+
+    def _by_frame(self, value: Any, change: Callable[[Any], Any]) -> Any:
         if value.ndim == self.axes:
-            return self.resize_frame(value, new, filter)
-        return np.stack([self.resize_frame(frame, new, filter) for frame in value])
+            return change(value)
+        return np.stack([change(frame) for frame in value])
 
     def resize_frame(self, frame: np.ndarray, size: Size, filter: Filter) -> np.ndarray:
         """One frame at another size: by nearest, since values may be numbers of classes."""
@@ -193,6 +199,16 @@ class Image(Grid):
     def resize_frame(self, frame: Any, size: Size, filter: Filter) -> Any:
         return filter(frame, size) if self.axes == 3 else filter(frame[..., None], size)[..., 0]
 
+    def resize_part(
+        self, value: np.ndarray, old: Size, new: Size, filter: Filter, box: Box
+    ) -> np.ndarray:
+        def part(frame: np.ndarray) -> np.ndarray:
+            if self.axes == 3:
+                return filter(frame, new, box=box)
+            return filter(frame[..., None], new, box=box)[..., 0]
+
+        return self._by_frame(value, part)
+
     def margin(self, value: np.ndarray, color: Sequence[int]) -> Any:
         if self.axes == 2:
             return round(sum(color) / len(color))
@@ -229,6 +245,11 @@ class Mask(Grid):
     """Classes of pixels, [h, w]; margins do not count."""
 
     fill = IGNORE
+
+    def resize_part(
+        self, value: np.ndarray, old: Size, new: Size, filter: Filter, box: Box
+    ) -> np.ndarray:
+        return self._by_frame(value, lambda frame: resize_nearest(frame, new, box=box))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,16 +8,17 @@ The order of mmsegmentation, which Rein and PAD use: resize, `RandomCrop`, `Hori
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import Integer
 
 from vadapt.data import fields
 from vadapt.data.fields import Record
 from vadapt.data.label_maps import IGNORE
-from vadapt.data.resampling import resize_opencv
+from vadapt.data.resampling import Box, Size, resize_opencv
 from vadapt.errors import ConfigError
+
+LabelsIn = Callable[[Box], np.ndarray]  # the classes of the pixels that a box frames
 
 
 def short_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
@@ -54,10 +55,13 @@ class RandomShortEdge:
         if not self.shorts or min(*self.shorts, self.longest) < 1:
             raise ConfigError(f"shorts {self.shorts} and longest {self.longest}: sides in pixels")
 
-    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+    def new_size(self, old: Size, rng: np.random.Generator) -> Size:
+        """The random (height, width) of an image of another size."""
         short = self.shorts[int(rng.integers(len(self.shorts)))]
-        size = short_edge_size(*fields.frame_size(record), short, self.longest)
-        return fields.resize(record, size, resize_opencv)
+        return short_edge_size(*old, short, self.longest)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        return fields.resize(record, self.new_size(fields.frame_size(record), rng), resize_opencv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +83,14 @@ class ResizeToFit:
                 "a range (least, most), all above 0"
             )
 
-    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+    def new_size(self, old: Size, rng: np.random.Generator) -> Size:
+        """The (height, width) of an image of another size."""
         low, high = self.ratio
         ratio = low if low == high else rng.uniform(low, high)
-        longest, shortest = int(self.longest * ratio), int(self.shortest * ratio)
-        size = fit_size(*fields.frame_size(record), longest, shortest)
+        return fit_size(*old, int(self.longest * ratio), int(self.shortest * ratio))
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        size = self.new_size(fields.frame_size(record), rng)
         return fields.resize(record, size, resize_opencv, images_only=not self.masks)
 
 
@@ -91,7 +98,7 @@ class ResizeToFit:
 class ResizeTo:
     """Resizes the whole image to (height, width), whatever becomes of its aspect."""
 
-    size: tuple[int, int]
+    size: Size
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -121,38 +128,63 @@ class RandomCrop:
                 "(height, width) in pixels, a share up to 1 (any crop will do), 0 or more"
             )
 
-    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        sides = fields.frame_size(record)
-        spare = [max(side - crop, 0) for side, crop in zip(sides, self.size, strict=True)]
-        draws = 1 + (self.attempts if self.max_share < 1 else 0)
-        offsets = (
-            (int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))) for _ in range(draws)
+    def box(self, image: Size, rng: np.random.Generator, labels: LabelsIn | None) -> Box:
+        """The random part of an image of this size; any part will do without `labels`."""
+        height, width = (min(sides) for sides in zip(image, self.size, strict=True))
+        boxes = (
+            (
+                int(rng.integers(image[0] - height + 1)),
+                int(rng.integers(image[1] - width + 1)),
+                height,
+                width,
+            )
+            for _ in range(1 + self.attempts)
         )
-        if "mask" in record:
-            top, left = balanced_offset(record["mask"], self.size, offsets, self.max_share)
-        else:
-            top, left = next(offsets)
-        return fields.crop(record, (top, left, *self.size))
+        if labels is None or self.max_share == 1:
+            return next(boxes)
+        return balanced_box(labels, boxes, self.max_share)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        kind, mask = fields.kind_of("mask"), record.get("mask")
+        labels = None if mask is None else lambda box: kind.crop(mask, box)
+        return fields.crop(record, self.box(fields.frame_size(record), rng, labels))
 
 
-def balanced_offset(
-    mask: Integer[np.ndarray, "*t h w"],
-    size: tuple[int, int],
-    offsets: Iterable[Sequence[int]],
-    max_share: float | int,
-) -> tuple[int, int]:
-    """The first (top, left) whose crop has two classes or more, each below the share; or the last.
+def balanced_box(labels: LabelsIn, boxes: Iterable[Box], max_share: float | int) -> Box:
+    """The first box that holds two classes or more, each below the share; or the last.
 
-    Pixels of 255 do not count. No more offsets are drawn than are looked at.
+    Pixels of 255 do not count. No more boxes are drawn than are looked at.
     """
-    top, left = 0, 0
-    for top, left in offsets:
-        crop = mask[..., top : top + size[0], left : left + size[1]]
-        counts = np.bincount(crop.ravel(), minlength=IGNORE + 1)
+    box = (0, 0, 0, 0)
+    for box in boxes:
+        counts = np.bincount(labels(box).ravel(), minlength=IGNORE + 1)
         counts[IGNORE] = 0
         if np.count_nonzero(counts) > 1 and counts.max() < max_share * counts.sum():
             break
-    return top, left
+    return box
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizedCrop:
+    """`resize` and then `crop`, to the bit, which resizes no more of the image than is kept."""
+
+    resize: RandomShortEdge | ResizeToFit
+    crop: RandomCrop
+
+    def __post_init__(self) -> None:
+        if isinstance(self.resize, ResizeToFit) and not self.resize.masks:
+            raise ConfigError(f"{self.resize} leaves the masks, and a crop needs them of one size")
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        old = fields.frame_size(record)
+        size = self.resize.new_size(old, rng)
+        kind, mask = fields.kind_of("mask"), record.get("mask")
+
+        def labels(box: Box) -> np.ndarray:
+            return kind.resize_part(mask, old, size, resize_opencv, box)
+
+        box = self.crop.box(size, rng, None if mask is None else labels)
+        return fields.resize_part(record, size, box, resize_opencv)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vadapt.data.segmentation_transforms import (
     PadTo,
     RandomCrop,
     RandomShortEdge,
+    ResizedCrop,
     ResizeTo,
     ResizeToFit,
 )
@@ -37,9 +38,13 @@ def training_feed(data: Any) -> Feed:
     if not data.get("augment", True):
         transforms.append(ResizeTo(size))
     else:
+        crop = RandomCrop(size, data.max_share)
         if data.short_edges:
-            transforms.append(RandomShortEdge(tuple(data.short_edges), data.longest))
-        transforms += [RandomCrop(size, data.max_share), HorizontalFlip()]
+            resize = RandomShortEdge(tuple(data.short_edges), data.longest)
+            transforms.append(ResizedCrop(resize, crop))
+        else:
+            transforms.append(crop)
+        transforms.append(HorizontalFlip())
         if data.distort:
             transforms.append(PhotometricDistortion())
     mean = np.broadcast_to(np.asarray(data.mean) * 255, 3).round().astype(int)
