@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from vadapt.data.fields import Record
 
@@ -17,6 +19,9 @@ _SATURATION = np.r_[0, np.rint((255 << _SHIFT) / _DIVISORS)].astype(np.int32)
 _HUE = np.r_[0, np.rint((_HUES << _SHIFT) / (6.0 * _DIVISORS))].astype(np.int32)
 # By sixth of the circle: which of (v, low, falling, rising) are red, green and blue.
 _SECTORS = np.array([[0, 3, 1], [2, 0, 1], [1, 0, 3], [1, 2, 0], [3, 1, 0], [0, 1, 2]])
+_BLOCK = 1 << 15  # pixels that are distorted at a time: a cache holds them
+
+Channels = Iterable[np.ndarray]  # three, uint8, of one shape
 
 
 class PhotometricDraws(NamedTuple):
@@ -41,20 +46,39 @@ def distort(
     whole numbers; steps of the hue are two degrees.
     """
     if draws.brightness is not None:
-        image = _linear(image, 1.0, draws.brightness)
+        image = _linear(1.0, draws.brightness).take(image)
     if draws.contrast is not None and not draws.contrast_last:
-        image = _linear(image, draws.contrast, 0.0)
-    if draws.saturation is not None and image.shape[-1] == 3:
-        hsv = rgb_to_hsv(image)
-        hsv[..., 1] = _linear(hsv[..., 1], draws.saturation, 0.0)
-        image = hsv_to_rgb(hsv)
-    if draws.hue is not None and image.shape[-1] == 3:
-        hsv = rgb_to_hsv(image)
-        hsv[..., 0] = (hsv[..., 0].astype(np.int32) + draws.hue) % _HUES
-        image = hsv_to_rgb(hsv)
+        image = _linear(draws.contrast, 0.0).take(image)
+    if image.shape[-1] == 3:
+        tables = []
+        if draws.saturation is not None:
+            tables.append((1, _linear(draws.saturation, 0.0)))
+        if draws.hue is not None:
+            tables.append((0, ((np.arange(256) + draws.hue) % _HUES).astype(np.uint8)))
+        image = _looked_up(image, tables)
     if draws.contrast is not None and draws.contrast_last:
-        image = _linear(image, draws.contrast, 0.0)
+        image = _linear(draws.contrast, 0.0).take(image)
     return image
+
+
+def _looked_up(
+    image: UInt8[np.ndarray, "h w 3"], tables: Sequence[tuple[int, UInt8[np.ndarray, "256"]]]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Look up hue (0) or saturation (1) in each table; after each the image is RGB again."""
+    if not tables:
+        return image
+    pixels = image.reshape(-1, 3)
+    found = np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        channels = tuple(np.ascontiguousarray(pixels[part].T))
+        for number, table in tables:
+            hsv = list(_to_hsv(channels))
+            hsv[number] = table.take(hsv[number])
+            channels = _to_rgb(hsv)
+        for number, channel in enumerate(channels):
+            found[part, number] = channel
+    return found.reshape(image.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +116,7 @@ class PhotometricDistortion:
 
 def rgb_to_hsv(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """Hue 0..179 (two degrees a step), saturation and value 0..255, to the bit as OpenCV."""
-    red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)
-    value = np.maximum(np.maximum(red, green), blue)
-    span = value - np.minimum(np.minimum(red, green), blue)
-    half = 1 << _SHIFT - 1
-    saturation = span * _SATURATION.take(value) + half >> _SHIFT
-    hue = np.where(
-        value == red,
-        green - blue,
-        np.where(value == green, blue - red + 2 * span, red - green + 4 * span),
-    )
-    hue = hue * _HUE.take(span) + half >> _SHIFT
-    hue += np.where(hue < 0, _HUES, 0)
-    return np.stack([hue, saturation, value], -1).astype(np.uint8)
+    return np.stack(_to_hsv(np.moveaxis(image, -1, 0)), -1)
 
 
 def hsv_to_rgb(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -112,9 +124,43 @@ def hsv_to_rgb(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
     OpenCV's vector code cuts where that rounds, and may give 1 less in wide images.
     """
-    hue, saturation, value = np.moveaxis(image.astype(np.float32), -1, 0)
-    unit = np.float32(1 / 255)
-    hue, saturation, value = hue * np.float32(6 / _HUES), saturation * unit, value * unit
+    return np.stack(_to_rgb(np.moveaxis(image, -1, 0)), -1)
+
+
+def _to_hsv(channels: Channels) -> tuple[np.ndarray, ...]:
+    red, green, blue = channels
+    value = np.maximum(np.maximum(red, green), blue)
+    span = value - np.minimum(np.minimum(red, green), blue)
+    at_red, at_green = value == red, value == green
+    red, green, blue, wide = (channel.astype(np.int16) for channel in (red, green, blue, span))
+    turned = np.where(
+        at_red,
+        green - blue,
+        np.where(at_green, blue - red + 2 * wide, red - green + 4 * wide),
+    )
+    half = 1 << _SHIFT - 1
+    hue = _HUE.take(span) * turned + half >> _SHIFT
+    hue += (hue < 0) * np.int32(_HUES)
+    saturation = _SATURATION.take(value) * span + half >> _SHIFT
+    return hue.astype(np.uint8), saturation.astype(np.uint8), value
+
+
+def _to_rgb(channels: Channels) -> tuple[np.ndarray, ...]:
+    hue, saturation, value = channels
+    place = hue.astype(np.intp) << 8 | saturation
+    light = (np.arange(256, dtype=np.float32) * np.float32(1 / 255)).take(value)
+    return tuple(
+        np.rint(share.take(place) * light * np.float32(255)).astype(np.uint8) for share in _shares()
+    )
+
+
+@functools.cache
+def _shares() -> Float32[np.ndarray, "3 65536"]:
+    """Red, green and blue as shares of the value, by hue * 256 + saturation."""
+    hue, saturation = (
+        axis.ravel().astype(np.float32) for axis in np.indices((256, 256), dtype=np.uint8)
+    )
+    hue, saturation = hue * np.float32(6 / _HUES), saturation * np.float32(1 / 255)
     sector = np.floor(hue)
     share = hue - sector
 
@@ -123,14 +169,13 @@ def hsv_to_rgb(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         return (1 - saturation.astype(np.float64) * factor).astype(np.float32)
 
     candidates = np.stack(
-        [value, value * (1 - saturation), value * less(share), value * less(1 - share)], -1
+        [np.ones_like(saturation), 1 - saturation, less(share), less(1 - share)], -1
     )
     chosen = np.take_along_axis(candidates, _SECTORS[sector.astype(np.int32) % 6], -1)
-    return np.rint(chosen * np.float32(255)).astype(np.uint8)
+    return np.ascontiguousarray(chosen.T)
 
 
-def _linear(
-    values: UInt8[np.ndarray, "*shape"], gain: float | int, offset: float | int
-) -> UInt8[np.ndarray, "*shape"]:
+def _linear(gain: float | int, offset: float | int) -> UInt8[np.ndarray, "256"]:
+    """Return gain * x + offset for every 8-bit x, cut to whole numbers within 0..255."""
     table = np.arange(256, dtype=np.float32) * np.float32(gain) + np.float32(offset)
-    return np.clip(table, 0, 255).astype(np.uint8).take(values)
+    return np.clip(table, 0, 255).astype(np.uint8)
