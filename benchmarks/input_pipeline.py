@@ -1,7 +1,8 @@
-"""Images a second into PAD's batches, a core: `python -m benchmarks.input_pipeline`.
+"""Images a second into batches, a core: `python -m benchmarks.input_pipeline`.
 
-Draws infrared scenes of 640x512, writes them as an MSIP tree for each kind of file that MSIP has
-(8-bit grey in JPEG and PNG, and grey kept as a colour JPEG) with candidates of objects, and times
+For PAD it draws infrared scenes of 640x512, writes them as an MSIP tree for each kind of file that
+MSIP has (8-bit grey in JPEG and PNG, and grey kept as a colour JPEG) with candidates of objects,
+and times
 
     stages    read and decode; crop and resize, anywhere and around candidates; flip; batch: in
               processor time of one thread, which other work on the machine hardly changes
@@ -9,6 +10,10 @@ Draws infrared scenes of 640x512, writes them as an MSIP tree for each kind of f
               and by its own threads
     waiting   how long `next(stream)` takes when each step sleeps half as long again as the stream
               needs for a batch, that is, with devices that are no faster than two thirds of it
+
+For recipes with labels, of pixels and of images, it times reading and transforms of scenes at the
+sizes of public data sets, beside those of an earlier commit if `--before` names one: see
+`input_recipes`.
 
 What 16 cores would give is the rate a core, measured here, times 16: an extrapolation.
 """
@@ -33,6 +38,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import input_recipes
 from vadapt.configs import pad_msip
 from vadapt.data.fields import stack
 from vadapt.data.msip import IMAGES, Msip
@@ -200,6 +206,25 @@ def tables(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(report: dict[str, Any], options: argparse.Namespace) -> str:
+    """All of it as Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    sizes = ", ".join(f"{kind} {1e-3 * x['bytes']:.0f} kB" for kind, x in report["kinds"].items())
+    sized = ", ".join(f"{name} {h}x{w}" for name, (h, w, _) in input_recipes.FILES.items())
+    beside = f"; before: {options.before}" if options.before else ""
+    return (
+        "# From files to batches\n\n"
+        f"    {report['command']}\n\n{report['date']}; {report['cores']} cores "
+        f"({report['machine']}); {versions}.\n\n"
+        f"## Recipes with labels\n\n{sized} (streets in PNG, else JPEG){beside}. The least of "
+        f"{options.rounds} rounds, a thread's processor time.\n\n"
+        f"{input_recipes.table(report['recipes'], CORES)}\n\n"
+        f"## Infrared files of {WIDTH}x{HEIGHT} to batches of 224x224\n\n"
+        f"{sizes}; batches of {options.batch}.\n\n"
+        f"{tables(report)}"
+    )
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -207,6 +232,9 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=NAMES, help="that these files go by")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--labeled", type=int, default=8, help="files of recipes with labels")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the fastest counts")
+    parser.add_argument("--before", default="", help="a commit to hold the recipes against")
     parser.add_argument("--out", type=Path, help="a JSON file to write; the tables go beside it")
     options = parser.parse_args()
     pictures = draw(options.images)
@@ -216,8 +244,13 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("pillow", "numpy", "grain")},
+        "before": options.before,
         "kinds": {},
     }
+    with tempfile.TemporaryDirectory() as folder:
+        report["recipes"] = input_recipes.compare(
+            Path(folder), options.labeled, options.rounds, options.before
+        )
     for kind in KINDS:
         with tempfile.TemporaryDirectory() as folder:
             write_tree(Path(folder), kind, pictures, options.names)
@@ -230,14 +263,7 @@ def main() -> None:
                     for crop, share in CROPS.items()
                 },
             }
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    sizes = ", ".join(f"{kind} {1e-3 * x['bytes']:.0f} kB" for kind, x in report["kinds"].items())
-    text = (
-        f"# From infrared files of {WIDTH}x{HEIGHT} to batches of 224x224\n\n"
-        f"    {report['command']}\n\n{report['date']}; {report['cores']} cores "
-        f"({report['machine']}); {versions}; {sizes}; batches of {options.batch}.\n\n"
-        f"{tables(report)}"
-    )
+    text = page(report, options)
     print(text)
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

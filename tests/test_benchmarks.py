@@ -64,14 +64,22 @@ def test_a_row_whose_framework_is_missing_says_so(tmp_path, monkeypatch):
 
 
 def test_input_pipeline_measures_every_kind_of_file(tmp_path):
-    arguments = ("--images", "2", "--names", "64", "--batch", "4", "--batches", "2")
-    kinds = report("input_pipeline", *arguments, out=tmp_path / "input.json")["kinds"]
+    arguments = ["--images", "2", "--names", "64", "--batch", "4", "--batches", "2"]
+    arguments += ["--labeled", "1", "--rounds", "1", "--before", "HEAD"]
+    whole = report("input_pipeline", *arguments, out=tmp_path / "input.json")
+    kinds = whole["kinds"]
     assert len(kinds) == 3
     for kind in kinds.values():
         assert min(kind["stages"].values()) >= 0
         for stream in kind["streams"].values():
             assert stream["all threads"]["images_per_core_second"] > 0
             assert 0 <= stream["waiting"]["median_ms"] <= stream["waiting"]["most_ms"]
+    assert len(whole["recipes"]) == 9
+    for trees in whole["recipes"].values():
+        assert trees.keys() == {"before", "now"}
+        for times in trees.values():
+            assert times.keys() == {"read and decode", "transform", "batch"}
+            assert min(times.values()) > 0
 
 
 @pytest.mark.plans
