@@ -1,4 +1,4 @@
-"""Every test here holds vadapt against torch or transformers: `pip install -e '.[interop]'`."""
+"""Every test here holds vadapt against torch and others: `pip install -e '.[interop]'`."""
 
 from pathlib import Path
 

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
+from vadapt.data import opencv
+
 Size = tuple[int, int]  # height, width, in pixels
 Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
 
@@ -130,7 +132,8 @@ def resize_opencv(
 ) -> UInt8[Any, "_ _ c"]:
     """Resize to (height, width) between the four nearest pixels, never more: no antialiasing.
 
-    Half-pixel centers and weights of 11 bits: to the bit what OpenCV's INTER_LINEAR gives.
+    Half-pixel centers and weights of 11 bits: to the bit what OpenCV's INTER_LINEAR gives, which
+    does it where it is installed and proves equal (`vadapt.data.opencv`).
 
     Args:
         box: the part of the result that is wanted; no other is computed.
@@ -142,6 +145,16 @@ def resize_opencv(
     if image.shape[-1] > 1 and image.strides[-1] == 0:  # grey shown in several channels
         grey = resize_opencv(image[..., :1], size, box=box)
         return np.broadcast_to(grey, (*grey.shape[:2], image.shape[-1]))
+    box = (0, 0, *size) if box is None else box
+    # OpenCV knows no parts, and takes about as long for all as `_between` for a quarter.
+    if image.shape[-1] in (1, 3) and 4 * box[2] * box[3] >= size[0] * size[1]:
+        fast = opencv.resize_like(_resize_part)
+        if fast is not None:
+            return cut(fast(image, size), box)
+    return _resize_part(image, size, box)
+
+
+def _resize_part(image: np.ndarray, size: Size, box: Box | None = None) -> np.ndarray:
     top, left, height, width = (0, 0, *size) if box is None else box
     rows = _weighted(image.shape[0], size[0], slice(top, top + height))
     columns = _weighted(image.shape[1], size[1], slice(left, left + width))
