@@ -1,5 +1,7 @@
 """From settings to batches: what sources are asked for and refuse, and shapes without data."""
 
+import threading
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -172,6 +174,29 @@ def test_testing_sees_every_readable_image_once_and_names_the_rest(folder, caplo
     folder.max_corrupt = 0.0
     with pytest.raises(DataError, match="2_broken"):
         list(pipeline.evaluation_batches(folder, feed, source, 2))
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_images_to_test_on_are_read_ahead_by_threads_while_a_batch_is_scored(by_size):
+    ahead, readers = threading.Event(), set()
+
+    class Source:
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, index):
+            readers.add(threading.current_thread())
+            if index >= 5:
+                ahead.set()
+            return {"image": np.full((4, 4, 3), index, np.uint8)}
+
+    feed = Feed([], by_size=by_size)
+    batches = pipeline.evaluation_batches(config_of().data, feed, Source(), 2)
+    first = next(batches)
+    assert ahead.wait(60)  # nobody asks for the next batch
+    assert threading.main_thread() not in readers
+    left = [image for batch in (first, *batches) for image in batch["image"][batch["valid"]]]
+    assert [int(image[0, 0, 0]) for image in left] == list(range(9))
 
 
 def test_boxes_are_tested_on_in_batches_of_one_size():
