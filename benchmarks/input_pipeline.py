@@ -30,8 +30,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from importlib.metadata import version
+from contextlib import closing, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def main() -> None:
         "date": str(datetime.date.today()),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("pillow", "numpy", "grain")},
+        "versions": _versions("pillow", "numpy", "grain", "opencv-python-headless"),
         "before": options.before,
         "kinds": {},
     }
@@ -268,6 +268,15 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         options.out.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Of what is installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _mean_bytes(source: Msip) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -115,12 +116,13 @@ def measured(files: Path, case: Case) -> dict[str, float]:
 
 
 class Worker:
-    """A process that measures with one tree of vadapt."""
+    """A process that measures with one tree of vadapt, without OpenCV or with one thread of it."""
 
-    def __init__(self, tree: Path, files: Path):
-        variables = {**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"}
+    def __init__(self, tree: Path, files: Path, opencv: bool):
+        paths = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH", ""))))
+        variables = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(tree), str(files)],
+            [sys.executable, __file__, str(tree), str(files), *["opencv"] * opencv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=variables,
@@ -169,7 +171,11 @@ def compare(folder: Path, count: int, rounds: int, before: str) -> dict[str, Any
         trees = {"now": ROOT}
         if before:
             trees["before"] = stack.enter_context(earlier(before, folder / "before"))
-        workers = {name: Worker(tree, folder / "files") for name, tree in trees.items()}
+        if importlib.util.find_spec("cv2"):
+            trees["opencv"] = ROOT
+        workers = {
+            name: Worker(tree, folder / "files", name == "opencv") for name, tree in trees.items()
+        }
         for worker in workers.values():
             stack.callback(worker.close)
         found: dict[str, Any] = {case.title: {name: {} for name in workers} for case in CASES}
@@ -183,24 +189,20 @@ def compare(folder: Path, count: int, rounds: int, before: str) -> dict[str, Any
 
 
 def table(found: dict[str, Any], cores: int) -> str:
-    """As Markdown: rates a core, and what so many cores would give."""
-    titles = [
-        "recipe",
-        "read and decode",
-        "transform: before",
-        "now",
-        "images/s a core: before",
-        "now",
-    ]
-    titles += [f"on {cores} cores*: before", "now"]
+    """As Markdown: times, rates a core, and what so many cores would give."""
+    names = [name for name in ("before", "now", "opencv") if name in next(iter(found.values()))]
+    called = {"before": "before", "now": "now", "opencv": "now, OpenCV"}
+    titles = ["recipe", "read and decode"]
+    for what in ("transform", "images/s a core", f"images/s on {cores} cores*"):
+        titles += [f"{what}: {called[names[0]]}", *(called[name] for name in names[1:])]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for title, trees in found.items():
-        order = [trees.get("before"), trees["now"]]
-        rates = [1e3 / sum(times.values()) if times else None for times in order]
-        cells = [f"{trees['now']['read and decode']:.1f} ms"]
-        cells += [f"{times['transform']:.1f} ms" if times else "" for times in order]
-        cells += [f"{rate:.1f}" if rate else "" for rate in rates]
-        cells += [f"{cores * rate:.0f}" if rate else "" for rate in rates]
+    for title, by_name in found.items():
+        times = [by_name[name] for name in names]
+        rates = [1e3 / sum(stages.values()) for stages in times]
+        cells = [f"{by_name['now']['read and decode']:.1f} ms"]
+        cells += [f"{stages['transform']:.1f} ms" for stages in times]
+        cells += [f"{rate:.1f}" for rate in rates]
+        cells += [f"{cores * rate:.0f}" for rate in rates]
         lines.append("| " + " | ".join([title, *cells]) + " |")
     lines += ["", "\\* The rate a core, measured on one, times the cores: an extrapolation."]
     return "\n".join(lines)
@@ -210,7 +212,11 @@ def work() -> None:
     """Measure the cases whose numbers are read, and write the times of each on a line."""
     import vadapt
 
-    tree, files = map(Path, sys.argv[1:])
+    tree, files = map(Path, sys.argv[1:3])
+    if sys.argv[3:]:
+        importlib.import_module("cv2").setNumThreads(1)  # others would not be in a thread's time
+    else:
+        sys.modules["cv2"] = None  # type: ignore[assignment]
     if not Path(vadapt.__file__).is_relative_to(tree):
         raise SystemExit(f"{vadapt.__file__} is not of {tree}")
     for line in sys.stdin:
