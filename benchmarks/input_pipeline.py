@@ -211,12 +211,14 @@ def page(report: dict[str, Any], options: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     sizes = ", ".join(f"{kind} {1e-3 * x['bytes']:.0f} kB" for kind, x in report["kinds"].items())
     sized = ", ".join(f"{name} {h}x{w}" for name, (h, w, _) in input_recipes.FILES.items())
-    beside = f"; before: {options.before}" if options.before else ""
+    before = f"; before: {options.before}" if options.before else ""
+    busy = report["load"] is not None and report["load"] >= 1
+    beside = f" Others kept {report['load']:.1f} processes busy beside." if busy else ""
     return (
         "# From files to batches\n\n"
         f"    {report['command']}\n\n{report['date']}; {report['cores']} cores "
-        f"({report['machine']}); {versions}.\n\n"
-        f"## Recipes with labels\n\n{sized} (streets in PNG, else JPEG){beside}. The least of "
+        f"({report['machine']}); {versions}.{beside}\n\n"
+        f"## Recipes with labels\n\n{sized} (streets in PNG, else JPEG){before}. The least of "
         f"{options.rounds} rounds, a thread's processor time.\n\n"
         f"{input_recipes.table(report['recipes'], CORES)}\n\n"
         f"## Infrared files of {WIDTH}x{HEIGHT} to batches of 224x224\n\n"
@@ -243,6 +245,7 @@ def main() -> None:
         "date": str(datetime.date.today()),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "machine": platform.machine(),
+        "load": os.getloadavg()[0] if sys.platform == "linux" else None,
         "versions": _versions("pillow", "numpy", "grain", "opencv-python-headless"),
         "before": options.before,
         "kinds": {},

@@ -1,4 +1,4 @@
-"""OpenCV is taken where it gives the same numbers, and for no more than that."""
+"""OpenCV is taken where it gives the same numbers."""
 
 import sys
 from types import SimpleNamespace
