@@ -18,8 +18,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +149,13 @@ class Worker:
         self._process.wait()
 
 
-@contextmanager
-def earlier(commit: str, folder: Path) -> Iterator[Path]:
-    """What an earlier commit had, unpacked."""
+def earlier(commit: str, folder: Path) -> Path:
+    """Unpack the files of an earlier commit into a folder; returns it."""
     command = ["git", "archive", commit, "vadapt", "configs"]
     archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
-    yield folder
+    return folder
 
 
 def compare(folder: Path, count: int, rounds: int, before: str) -> dict[str, Any]:
@@ -170,7 +168,7 @@ def compare(folder: Path, count: int, rounds: int, before: str) -> dict[str, Any
     with ExitStack() as stack:
         trees = {"now": ROOT}
         if before:
-            trees["before"] = stack.enter_context(earlier(before, folder / "before"))
+            trees["before"] = earlier(before, folder / "before")
         if importlib.util.find_spec("cv2"):
             trees["opencv"] = ROOT
         workers = {

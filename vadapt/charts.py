@@ -13,6 +13,7 @@ from vadapt.drawing import INK, PAPER, QUIET, Colour
 from vadapt.errors import ShapeError
 
 RIGHT, WRONG = (0, 90, 165), (200, 45, 25)
+NO_CLASS = "(no class)"  # the column of predictions that are none
 _ABSENT = (236, 237, 240)  # rows of classes that nothing has
 _NAMED = 40  # classes whose names are legible beside the cells
 _SIDE = 900  # pixels of the cells together where there are more
@@ -69,7 +70,7 @@ def draw_confusion(
         raise ShapeError(f"a confusion matrix of shape {counts.shape} and {number} classes")
     columns = [*classes]
     if counts.shape[1] > number and counts[:, number].any():
-        columns.append("(no class)")
+        columns.append(NO_CLASS)
     counts = counts[:, : len(columns)]
     if number > _NAMED:
         return _draw_many(counts, classes)

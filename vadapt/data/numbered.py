@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vadapt.data.sources import Record, Source
+from vadapt.data.sources import Record, Source, name_of
 
 ELEMENT = "element"  # the field
 
@@ -30,9 +30,3 @@ class Numbered:
 
     def name(self, index: int) -> str:
         return name_of(self.source, index)
-
-
-def name_of(source: Source, index: int) -> str:
-    """The name of an element, such as its file's path, where the source has names."""
-    name = getattr(source, "name", None)
-    return f"element {index}" if name is None else name(index)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from vadapt.data.identity import Identity, identify
-from vadapt.data.sources import Record, Source
+from vadapt.data.sources import Record, Source, name_of
 from vadapt.errors import ConfigError
 
 
@@ -38,9 +38,7 @@ class Repeated:
         return f"Repeated({self.source!r}, {len(self)} places)"
 
     def name(self, index: int) -> str:
-        name = getattr(self.source, "name", None)
-        place = int(self.places[index])
-        return f"element {place}" if name is None else name(place)
+        return name_of(self.source, int(self.places[index]))
 
     def identity(self) -> Identity:
         """That of what is repeated."""

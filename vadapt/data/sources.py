@@ -41,6 +41,12 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+def name_of(source: Source, index: int) -> str:
+    """The name of an element, such as its file's path, where the source has names."""
+    name = getattr(source, "name", None)
+    return f"element {index}" if name is None else name(index)
+
+
 class Folder:
     """The images of a folder and of the folders in it, sorted by path; records have "image".
 
@@ -263,8 +269,7 @@ class Guarded:
         return index in self._corrupt
 
     def name(self, index: int) -> str:
-        name = getattr(self.source, "name", None)
-        return f"element {index}" if name is None else name(index)
+        return name_of(self.source, index)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -152,13 +152,11 @@ def answered(predicted: Bool[np.ndarray, "n l"], targets: Int[np.ndarray, "n l"]
 
 def precision_recall(predicted: Bool[np.ndarray, "n l"], targets: Int[np.ndarray, "n l"]) -> Counts:
     """Precision, recall and F1 of a choice of labels for each image."""
-    there = targets > 0
-    right = (predicted & there).sum(0)
-    chosen, wanted = predicted.sum(0), there.sum(0)
-    class_precision = float(_ratio(right, chosen).mean())
-    class_recall = float(_ratio(right, wanted).mean())
-    precision = float(_ratio(right.sum(), chosen.sum()))
-    recall = float(_ratio(right.sum(), wanted.sum()))
+    each = answered(predicted, targets)
+    class_precision, class_recall = float(each.precision.mean()), float(each.recall.mean())
+    right = each.true_positives.sum()
+    precision = float(_ratio(right, predicted.sum()))
+    recall = float(_ratio(right, (targets > 0).sum()))
     return Counts(
         class_precision,
         class_recall,

@@ -46,8 +46,8 @@ class ClassificationTask(MultilabelTask):
         odds = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return odds / odds.sum(axis=-1, keepdims=True)
 
-    def odds(self, logits: Float[Array, "b l"]) -> Float[Array, "b l"]:
-        """`probabilities` on the device, in float32."""
+    def traced_probabilities(self, logits: Float[Array, "b l"]) -> Float[Array, "b l"]:
+        """`probabilities` under `jax.jit`, in float32."""
         return jax.nn.softmax(logits)
 
     def scores_of(self, answers: Answers) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from vadapt.charts import RIGHT, WRONG, text_panel
 from vadapt.data import pipeline
-from vadapt.data.numbered import name_of
+from vadapt.data.sources import name_of
 from vadapt.drawing import INK, QUIET, Colour, contact_sheet, fit
 from vadapt.metrics.multilabel import Answers, answered, average_precision
 from vadapt.metrics.segmentation import accuracy_per_class
@@ -31,7 +31,7 @@ def label_rows(
     targets: Int[np.ndarray, "n l"],
     chosen: Bool[np.ndarray, "n l"],
 ) -> list[Row]:
-    """Of each label average precision, precision and recall in percent, and counts of images.
+    """Average precision, precision and recall of each label in percent, and counts of images.
 
     The latter, but for `in_doubt`, take a label in doubt for absent, as `label_scores` does. A
     label in no image has an average precision of 0 in the mean, and none here.
@@ -41,8 +41,7 @@ def label_rows(
     """
     precision = 100 * average_precision(probabilities, targets)
     counts, there = answered(chosen, targets), (targets > 0).sum(axis=0)
-    numbers = {name: array for name, array in counts._asdict().items()}
-    numbers["in_doubt"] = (targets < 0).sum(axis=0)
+    numbers = {**counts._asdict(), "in_doubt": (targets < 0).sum(axis=0)}
     return [
         {
             "class": name,
@@ -57,7 +56,7 @@ def label_rows(
 
 
 def class_rows(classes: Sequence[str], confusion: Int[np.ndarray, "k p"]) -> list[Row]:
-    """Of each class the share of its images found, in percent, and counts of images.
+    """The share of each class's images that is found, in percent, and counts of images.
 
     NaN for a class without images.
     """
@@ -160,7 +159,7 @@ def text_lines(
     targets: Int[np.ndarray, " l"],
     threshold: float,
 ) -> tuple[Lines, Lines]:
-    """What is there and what is predicted, each with its probability, by color right or wrong.
+    """Lines of true and of predicted labels, with probabilities, by color right or wrong.
 
     True labels that are missed are red, and so are predicted ones that are not there; blue are
     those that are. Where fewer than three are predicted, the best of the others follow in gray.

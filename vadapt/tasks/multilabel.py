@@ -144,7 +144,7 @@ class MultilabelTask:
         return scores
 
     def report(self, model: System) -> tuple[dict[str, float], dict[str, Report]]:
-        """What `evaluate` gives for the test sets, and a `Report` of each."""
+        """The scores of `evaluate` for the test sets, and a `Report` of each."""
         scores, reports = {}, {}
         for name, data in pipeline.evaluation_sets(self.config, "test").items():
             answers = self.answers(model, data, f"testing on {name}")
@@ -216,8 +216,8 @@ class MultilabelTask:
         """Of every label by itself."""
         return 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 would tie at 1
 
-    def odds(self, logits: Float[Array, "b l"]) -> Float[Array, "b l"]:
-        """`probabilities` on the device, in float32."""
+    def traced_probabilities(self, logits: Float[Array, "b l"]) -> Float[Array, "b l"]:
+        """`probabilities` under `jax.jit`, in float32."""
         return jax.nn.sigmoid(logits)
 
     def export(self, model: System) -> nnx.Module:
@@ -253,7 +253,8 @@ class MultilabelTask:
     ) -> dict[str, Float[Array, "b l"]]:
         """`probabilities` of all labels, in the order of the classes."""
         seen = jax.vmap(self.prepare_image)(images)
-        return {"probabilities": self.odds(model(self.pixels(seen)).logits.astype(jnp.float32))}
+        logits = model(self.pixels(seen)).logits.astype(jnp.float32)
+        return {"probabilities": self.traced_probabilities(logits)}
 
     def prepare_image(self, image: UInt8[Any, "h w c"]) -> UInt8[Any, "_h _w c"]:
         """The image resized as for testing."""

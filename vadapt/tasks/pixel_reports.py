@@ -12,7 +12,8 @@ from jaxtyping import Int, UInt8
 
 from vadapt.data import pipeline
 from vadapt.data.kinds import Batch
-from vadapt.data.numbered import ELEMENT, name_of
+from vadapt.data.numbered import ELEMENT
+from vadapt.data.sources import name_of
 from vadapt.drawing import colour_mask, contact_sheet, fit
 from vadapt.metrics.segmentation import accuracy_per_class, image_mean_iou, iou_per_class
 from vadapt.tasks import labelled

@@ -1,4 +1,4 @@
-"""What an evaluation says beyond its scores: classes, confusions and images, as files."""
+"""An evaluation beyond its scores: classes, confusions and images, as files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from vadapt.charts import draw_confusion
+from vadapt.charts import NO_CLASS, draw_confusion
 from vadapt.drawing import save_png
 from vadapt.errors import ConfigError
 from vadapt.runtime.storage import writing
 
 MOST_SHOWN = 100  # images on a sheet
 CORNER = "truth (rows), prediction (columns)"
-NO_CLASS = "(no class)"
 _ALL = 24  # classes up to which a table has all
 _ENDS = 10  # of more, the worst and the best
 _COLUMNS = 5  # of a table on the terminal; the file has all
@@ -106,7 +105,7 @@ def sheet_cell(number: int) -> int:
 
 
 def caption(name: str, score: str) -> str:
-    """What stands beside an image on a sheet: the end of its name, which tells files apart.
+    """The text beside an image on a sheet: the end of its name, which tells files apart.
 
     >>> caption("/data/images/val/a_street_by_night_0001.png", "mIoU 3.2")
     '..._street_by_night_0001.png\\nmIoU 3.2'
