@@ -198,8 +198,7 @@ def contact_sheet(
         y = top + number * (height + gap)
         if row_titles:
             place = (left - text * 0.7, y + height / 2)
-            title = row_titles[number]
-            pen.text(place, title, fill=QUIET, font=font, anchor="rm", align="right")
+            pen.text(place, row_titles[number], fill=QUIET, font=font, anchor="rm", align="right")
         for column, image in enumerate(row):
             x = left + column * (width + gap)
             spare_x, spare_y = width - image.shape[1], height - image.shape[0]

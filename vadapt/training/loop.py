@@ -114,17 +114,7 @@ def fit(
         opened.enter_context(partners())
         stop = opened.enter_context(StopSignal())
         programs = opened.enter_context(ProgramCache(workdir / "compiled"))
-        log = RunLog(
-            workdir,
-            total_steps=config.total_steps,
-            images_per_step=config.batch_size,
-            # To evaluate is no reason to drop lines, perhaps of a run that is still going on.
-            start_step=config.total_steps if stop_at is not None else start,
-            wandb=_wandb(config) if stop_at is None else None,
-            config=config.to_dict(),
-            active=jax.process_index() == 0,
-        )
-        opened.enter_context(log)
+        log = opened.enter_context(_log(config, workdir, start if stop_at is None else None))
         opened.enter_context(checkpoints)
         for line in (*remarks, _describe(mesh, config)):
             log.text(line)
@@ -138,10 +128,24 @@ def fit(
         return _loop(session, _prepare(session, origin), last)
 
 
+def _log(config: Any, workdir: Path, start: int | None) -> RunLog:
+    """The log of a session that goes on from step `start`; None for one that trains nothing."""
+    return RunLog(
+        workdir,
+        total_steps=config.total_steps,
+        images_per_step=config.batch_size,
+        # To evaluate is no reason to drop lines, perhaps of a run that is still going on.
+        start_step=config.total_steps if start is None else start,
+        wandb=None if start is None else _wandb(config),
+        config=config.to_dict(),
+        active=jax.process_index() == 0,
+    )
+
+
 def _about(
     config: Any, checkpoints: Checkpoints, origin: Origin | None, stream: Any, log: RunLog
 ) -> dict[str, Any]:
-    """What the session's checkpoints say besides: where a fork began, and what the data are.
+    """Remarks for the session's checkpoints: where a fork began, and what the data are.
 
     Raises:
         DataError: the data are not those that the run was begun with.
@@ -314,7 +318,7 @@ def _restored(session: Session, program: Program) -> State:
 def _forked(
     session: Session, origin: Origin, state: State, types: Mapping[str, str]
 ) -> tuple[State, int]:
-    """What a fork starts with, saved at once: from here on it needs the other workdir no more."""
+    """Take what a fork starts with, and save it: from here on it does without the other workdir."""
     state, position, remarks = take_over(origin, state, types)
     for remark in remarks:
         session.log.text(remark)

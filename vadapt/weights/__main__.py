@@ -279,16 +279,38 @@ def _parser() -> argparse.ArgumentParser:
         "export --run=runs/demo --input-size 512 1024 --out=system.bin; or export "
         "--backbone=dinov2_small --weights=hf:facebook/dinov2-small --out=features.bin",
     )
+    _add_export(one)
+
+    one = command(merge, "merge --run=runs/demo --out=merged/")
     _add_model(one)
     one.add_argument("--adapter", help="file of save_adapter, or hf:org/name")
     one.add_argument(
+        "--out", required=True, help="a .safetensors file, or a folder for transformers"
+    )
+
+    one = command(push, "push runs/demo/adapter.safetensors org/name --private")
+    one.add_argument("file", help="an adapter file")
+    one.add_argument("repository", help="org/name")
+    one.add_argument("--private", action="store_true", help="of a repository that is made")
+    one.add_argument("--message", help="of the commit")
+
+    one = command(pull, "pull hf:org/name --out=adapter.safetensors")
+    one.add_argument("source", help="hf:org/name[@revision][/file]")
+    one.add_argument("--out", required=True, help="where to copy it")
+    return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--adapter", help="file of save_adapter, or hf:org/name")
+    parser.add_argument(
         "--format",
         choices=("stablehlo", "huggingface"),
         default="stablehlo",
         help="by default stablehlo; huggingface takes the backbone alone",
     )
-    one.add_argument("--out", required=True, help="a file; of huggingface a folder")
-    stablehlo = one.add_argument_group("of stablehlo")
+    parser.add_argument("--out", required=True, help="a file; of huggingface a folder")
+    stablehlo = parser.add_argument_group("of stablehlo")
     stablehlo.add_argument(
         "--layers", type=int, nargs="+", help="whose features; by default -1, of a run the answers"
     )
@@ -307,27 +329,6 @@ def _parser() -> argparse.ArgumentParser:
         help="height and width of the images given, by default those that the model sees",
     )
     stablehlo.add_argument("--dtype", help="of the weights, such as bfloat16")
-
-    one = command(
-        merge,
-        "merge --run=runs/demo --out=merged/",
-    )
-    _add_model(one)
-    one.add_argument("--adapter", help="file of save_adapter, or hf:org/name")
-    one.add_argument(
-        "--out", required=True, help="a .safetensors file, or a folder for transformers"
-    )
-
-    one = command(push, "push runs/demo/adapter.safetensors org/name --private")
-    one.add_argument("file", help="an adapter file")
-    one.add_argument("repository", help="org/name")
-    one.add_argument("--private", action="store_true", help="of a repository that is made")
-    one.add_argument("--message", help="of the commit")
-
-    one = command(pull, "pull hf:org/name --out=adapter.safetensors")
-    one.add_argument("source", help="hf:org/name[@revision][/file]")
-    one.add_argument("--out", required=True, help="where to copy it")
-    return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
