@@ -274,7 +274,7 @@ def main() -> None:
 
 
 def _versions(*names: str) -> dict[str, str]:
-    """Of what is installed."""
+    """Versions of installed packages."""
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):

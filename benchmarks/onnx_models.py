@@ -1,4 +1,4 @@
-"""Which models jax2onnx takes to ONNX, with the same numbers: `python -m benchmarks.onnx_models`.
+"""Models that jax2onnx takes to ONNX, with the same numbers: `python -m benchmarks.onnx_models`.
 
 Each model is small and random, goes to ONNX with any batch size (or, where that fails, for a batch
 of two), and is run by ONNX Runtime on two images beside JAX. jax2onnx wants an older orbax than
@@ -150,7 +150,7 @@ def measure(make: Callable[[], tuple[Any, Function]], file: Path) -> tuple[str, 
 def converted(
     call: Callable[..., Any], shape: tuple[Any, ...], images: np.ndarray, file: Path
 ) -> np.ndarray:
-    """What ONNX Runtime computes of the function as jax2onnx writes it."""
+    """The output of ONNX Runtime for the function as jax2onnx writes it."""
     import jax2onnx
     import onnxruntime
 

@@ -62,7 +62,7 @@ def export_answers(
 
 
 def about(task: Task[nnx.Module], model: nnx.Module) -> dict[str, Any]:
-    """What an exported file says of its run; JSON."""
+    """Return all that an exported file says of its run; JSON."""
     config, palette = task.config, getattr(task, "palette", None)
     applied = getattr(getattr(model, "backbone", model), "applied", ())
     said = {

@@ -1,4 +1,4 @@
-"""Where the parts of a run are: its settings, its adapter file, its base weights."""
+"""The parts of a run, wherever they lie: its settings, its adapter file, its base weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vadapt.weights.sources import ASSETS
 
 
 class FoundRun(NamedTuple):
-    """What was found of a run."""
+    """The parts of a run that are there."""
 
     name: str
     config: Any
@@ -29,7 +29,7 @@ class FoundRun(NamedTuple):
 
 
 def find_run(run: str | Path) -> FoundRun:
-    """What is there of a run; see `trained.load_run` for its argument and errors."""
+    """Find the parts of a run; see `trained.load_run` for its argument and errors."""
     name = str(run)
     if not name.startswith(PREFIX):
         run = Path(run).expanduser()
@@ -75,7 +75,7 @@ def with_value(config: Any, section: str, name: str, value: Any) -> Any:
 
 
 def places(name: str | Path, folders: Sequence[Path]) -> Iterator[Path]:
-    """Where a path of a config is, by all of it and then by its last part, in these folders."""
+    """Find a path of a config in these folders, by all of it and then by its last part."""
     path, seen = Path(name).expanduser(), set()
     for tail in (path, Path(path.name)):
         for folder in folders:

@@ -16,7 +16,8 @@ config lists them all, `--print_config` shows what flags come to. The workdir ge
     result.json           the numbers of the finished run
     evaluation.json       scores, each as soon as it is there
     evaluation/           of --mode=evaluate: classes, confusions and the worst images of each test
-                          set, see docs/evaluation.md; of the rest it writes only scores and the log
+                          set, see docs/evaluation.md; besides these it writes scores, the log,
+                          pictures and programs alone
     lock                  which process is at work here; a second run is refused
 
 Stopped by a signal (or killed), the same command goes on from the newest checkpoint; a finished

@@ -1,4 +1,4 @@
-"""What lies in a cache's folder may be anything: read as it was written, or refused in one line."""
+"""Anything may lie in a cache's folder: read as it was written, or refused in one line."""
 
 import json
 

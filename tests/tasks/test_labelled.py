@@ -1,4 +1,4 @@
-"""What recipes make of labelled pixels on their way into batches stays what it was, to the bit."""
+"""Labeled pixels on their way into a recipe's batches stay what they were, to the bit."""
 
 import hashlib
 import importlib

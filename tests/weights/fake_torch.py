@@ -4,7 +4,7 @@ import types
 
 
 class Tensor:
-    """What reading asks of torch's tensors."""
+    """The part of torch's tensors that reading asks for."""
 
     layout = "strided"
     device = types.SimpleNamespace(type="cpu")

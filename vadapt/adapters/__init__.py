@@ -90,7 +90,7 @@ def check_sizes(info: AdapterInfo, build: Callable[[], Any]) -> None:
 
 
 def abstract(info: AdapterInfo, build: Callable[[], Any]) -> Any:
-    """What `build` makes by the header of an adapter file, of shapes alone.
+    """The model that `build` makes by the header of an adapter file, of shapes alone.
 
     Raises:
         WeightsError: the header asks for what cannot be built.

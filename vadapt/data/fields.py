@@ -124,7 +124,7 @@ def resize(
 
 
 def resize_part(record: Record, size: Size, box: Box, filter: Filter) -> Record:
-    """What `crop(resize(record, size, filter), box)` gives, with no more resized than is kept."""
+    """`crop(resize(record, size, filter), box)`, with no more resized than is kept."""
     old, inside = frame_size(record), _inside(box, size)
     return _without_empty(
         _moved(record, lambda kind, value: kind.resize_part(value, old, size, filter, inside))

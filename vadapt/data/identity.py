@@ -1,4 +1,4 @@
-"""What tells one data set from another: how many records it has, and a digest of its index.
+"""Identities of data sets: how many records each has, and a digest of its index.
 
 No image is read: files count by path and size. It is the same wherever the data set lies.
 """
@@ -27,7 +27,7 @@ class Identity(TypedDict):
 
 
 def identify(source: Sized) -> Identity:
-    """What `source.identity()` says; of a source without that method its length and class.
+    """Return `source.identity()`; of a source without that method its length and class.
 
     >>> identify(range(5))
     {'records': 5, 'digest': '24e0905f034111ef'}

@@ -55,7 +55,7 @@ class Kind:
         return value
 
     def resize_part(self, value: Any, old: Size, new: Size, filter: Filter, box: Box) -> Any:
-        """What a box, which lies in the image of another size, holds of the value for that."""
+        """The part of `resize` inside a box, which lies in the image of the new size."""
         return self.crop(self.resize(value, old, new, filter), box)
 
     def flip(self, value: Any, size: Size) -> Any:

@@ -25,7 +25,7 @@ _BLOCK = 1 << 17  # numbers of an image that are resized at a time
 
 @runtime_checkable
 class Filter(Protocol):
-    """What resizes images; of the result, where a box is given, it returns that part."""
+    """Resizes images; where a box is given, it returns that part of the result."""
 
     def __call__(self, image: Any, size: Size, *, box: Box | None = None) -> Any: ...
 
@@ -87,7 +87,7 @@ def _resize_bicubic(image: Any, size: Size) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _rows_first(old: Size, new: Size) -> bool:
-    """Whether Pillow shrinks rows before columns: it rounds between the two, and versions differ.
+    """Return whether Pillow shrinks rows first: it rounds between the two, and versions differ.
 
     So it is asked, with an image of noise.
     """
@@ -111,11 +111,11 @@ def _bicubic_weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """
     scale = old / new
     wider = max(scale, 1.0)  # of the filter, to keep what shrinks from aliasing
-    centres = (np.arange(new) + 0.5) * scale
-    first = (centres - 2 * wider + 0.5).astype(np.int32).clip(0)
-    last = (centres + 2 * wider + 0.5).astype(np.int32).clip(None, old)
+    centers = (np.arange(new) + 0.5) * scale
+    first = (centers - 2 * wider + 0.5).astype(np.int32).clip(0)
+    last = (centers + 2 * wider + 0.5).astype(np.int32).clip(None, old)
     taps = first + np.arange(math.ceil(2 * wider) * 2 + 1)[:, None]
-    x = np.abs((taps - centres + 0.5) * (1 / wider))
+    x = np.abs((taps - centers + 0.5) * (1 / wider))
     near = (1.5 * x - 2.5) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))

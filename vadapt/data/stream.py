@@ -43,7 +43,7 @@ class Stream(abc.ABC):
         """Makes the next batch the one at `position`, without reading those before it."""
 
     def identity(self) -> dict[str, Identity]:
-        """What tells its data sets from others, each by name; empty where nothing does."""
+        """Identities of its data sets by name; empty where nothing tells them from others."""
         return {}
 
     @abc.abstractmethod

@@ -86,7 +86,7 @@ def parse_json(content: bytes | str, path: Path) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether who walks these values might run out of stack; level by level, so as not to."""
+    """Return whether walking these values might exhaust the stack; it goes level by level."""
     level = [[value]]
     for _ in range(_DEEPEST_JSON):
         level = [
@@ -181,7 +181,7 @@ def check_names(names: Sequence[str], what: str, where: str) -> None:
 
 
 def doubled(values: Iterable[Any]) -> list[Any]:
-    """What occurs more than once; TypeError for what is no number and no text, such as a list."""
+    """Values that occur more than once; TypeError where one cannot be hashed, such as a list."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 

@@ -62,7 +62,7 @@ def probe_confusion(
 ) -> Int[np.ndarray, "k k+1"]:
     """The confusion matrix of test features under a multinomial logistic regression.
 
-    Features are standardised by the training set's statistics; the fit is L-BFGS on the whole
+    Features are standardized by the training set's statistics; the fit is L-BFGS on the whole
     set from zero, so that the score depends on nothing random. Labels of 255 are ignored.
     """
     mean, std = train_features.mean(0), train_features.std(0) + 1e-6

@@ -92,7 +92,7 @@ def image_mean_iou(
 ) -> Float[Array, " b"]:
     """Mean IoU of each image alone, in [0, 1], over the classes that it has or is said to have.
 
-    NaN for an image without a labelled pixel. Pixels that are ignored count for nothing.
+    NaN for an image without a labeled pixel. Pixels that are ignored count for nothing.
     """
     counts = jax.vmap(functools.partial(confusion_matrix, num_classes=num_classes))
     matrices = counts(prediction, target)

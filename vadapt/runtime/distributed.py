@@ -153,7 +153,7 @@ def _ask_gce(attribute: str) -> str | None:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """What a function returns in the first process, as JSON has it, in all of them.
+    """Return in every process what a function returns in the first, as JSON has it.
 
     It is called there alone: file systems show new files to others with a delay.
     """

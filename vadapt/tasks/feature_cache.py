@@ -121,7 +121,7 @@ def num_bytes(shapes: Shapes, length: int) -> int:
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    """What `features.json` says; nothing if it is not there.
+    """The content of `features.json`; nothing if it is not there.
 
     Raises:
         DataError: it says what no run has written.

@@ -184,7 +184,7 @@ class MAETask:
         return {} if self.probe is None else self.probe(model.backbone)
 
     def report(self, model: MaskedAutoencoder) -> tuple[dict[str, float], dict[str, Report]]:
-        """What `evaluate` gives, and a `Report` of the probe."""
+        """The scores of `evaluate`, and a `Report` of the probe."""
         if self.probe is None:
             return {}, {}
         scores, found = self.probe.report(model.backbone)

@@ -162,7 +162,7 @@ class SegmentationTask:
         return self._scores_of({name: self._count(model, name, sets[name]) for name in sets})
 
     def report(self, model: System) -> tuple[dict[str, float], dict[str, Report]]:
-        """What `evaluate` gives for the test sets, and a `Report` of each."""
+        """The scores of `evaluate` for the test sets, and a `Report` of each."""
         matrices, reports = {}, {}
         for name, data in pipeline.evaluation_sets(self.config, "test").items():
             each = ImageScores(len(self.classes))

@@ -164,7 +164,7 @@ class Checkpoints:
         return stored_kinds(self._path(step))
 
     def about(self, step: int) -> dict[str, Any]:
-        """What a checkpoint was saved with; nothing in older ones, or where it is damaged."""
+        """The `about` of `save`; nothing in older checkpoints, or where it is damaged."""
         return from_first(lambda: self._json(step, _ABOUT, "the remarks"))
 
     def steps(self) -> list[int]:

@@ -34,7 +34,7 @@ class Origin(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the fork's checkpoints say of it."""
+        """The note of it in the fork's checkpoints."""
         return {"workdir": self.workdir, "step": self.step}
 
 
@@ -171,12 +171,12 @@ def types_of(parts: Partition) -> dict[str, str]:
 
 
 def _under(part: str, stored: Mapping[str, str]) -> dict[str, str]:
-    """What is stored of one field of `State`."""
+    """Return the stored kinds of one field of `State`."""
     return {name: kind for name, kind in stored.items() if name.startswith(f"state/{part}/")}
 
 
 def _named(part: str, tree: Any) -> dict[str, str]:
-    """What would be stored of it."""
+    """Return the kinds that a field with this tree would be stored as."""
     return kinds({"state": {part: tree}})
 
 

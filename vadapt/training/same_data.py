@@ -1,4 +1,4 @@
-"""Whether the training data are those that a checkpoint was made from."""
+"""A check that the training data are those that a checkpoint was made from."""
 
 from __future__ import annotations
 

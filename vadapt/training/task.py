@@ -141,7 +141,7 @@ class Reports(Protocol[Sees]):
     """A task that says more of its test sets than their scores."""
 
     def report(self, model: Sees) -> tuple[dict[str, float], dict[str, Report]]:
-        """What `evaluate` gives, to the bit, and a `Report` by the name of each test set.
+        """The scores of `evaluate`, to the bit, and a `Report` by the name of each test set.
 
         Every process of a run calls it, and all get the same scores.
         """
@@ -155,7 +155,7 @@ class Responds(Protocol[Sees]):
     def respond(
         self, model: Sees, images: UInt8[Array, "b h w c"]
     ) -> Mapping[str, Shaped[Array, "b ..."]]:
-        """What `predict_image` says of images of one size, as they were read; under `jax.jit`.
+        """The answers of `predict_image` to images of one size, as they were read; under `jax.jit`.
 
         Arrays by name, what most people want first; the others are exported if asked for.
         """

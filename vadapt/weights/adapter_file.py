@@ -235,7 +235,7 @@ def check_shapes(info: AdapterInfo, model: nnx.Module) -> None:
 
 
 class _Fit(NamedTuple):
-    """What a model learns and what a file holds, by the model's paths."""
+    """The variables that a model learns and the arrays of a file, by the model's paths."""
 
     parts: Partition
     learned: Mapping[str, Any]

@@ -230,7 +230,7 @@ def shards(path: Path) -> list[str]:
 
 
 def _is_shard(name: Any) -> bool:
-    """Whether it is the plain name of a file with weights, and of no further index."""
+    """Return whether it is the plain name of a file with weights, and of no further index."""
     if not isinstance(name, str):
         return False
     plain = name == Path(name).name and "\0" not in name and not name.endswith(".json")

@@ -68,7 +68,7 @@ def _refused(path: Path, name: str, value: Any, expected: str) -> WeightsError:
 
 
 def _is_bounded(value: Any) -> bool:
-    """Whether it is not too deep, and its numbers are finite; level by level, as it may be deep."""
+    """Return whether it is not too deep, and its numbers are finite; it goes level by level."""
     level = [value]
     for _ in range(_DEEPEST):
         if any(isinstance(one, float) and not math.isfinite(one) for one in level):
@@ -127,7 +127,7 @@ def _is_method(value: Any) -> bool:
 
 
 def _is_built(value: Any) -> bool:
-    """Whether these are options that say how to build something."""
+    """Return whether these are options that say how to build something."""
     return isinstance(value, dict) and _are_sizes(value)
 
 
@@ -144,7 +144,7 @@ def _is_config(value: Any) -> bool:
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether all whole numbers in it may be those of a model."""
+    """Return whether all whole numbers in it may be those of a model."""
     return all(
         abs(number) <= (_MOST_PARTS if name and _PARTS.fullmatch(name) else _LARGEST)
         for name, number in _numbers(value, "")
