@@ -9,7 +9,6 @@ import functools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float
 from vadapt.backbones.named import Backbone
 from vadapt.backbones.vit import PatchEmbed, as_pair
 from vadapt.errors import ConfigError, nearest
+from vadapt.kernels.attention import attention
 from vadapt.nn.blocks import Block
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.images import check_images
@@ -91,9 +91,7 @@ class MapAttention(nnx.Module):
             rearrange(y, "b h w n d -> b (h w) n d")
             for y in (*self._with_positions(queries, keys), values)
         )
-        logits = jnp.einsum("bqnd,bknd->bnqk", queries, keys, preferred_element_type=jnp.float32)
-        shares = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        out = jnp.einsum("bnqk,bknd->bqnd", shares, values)
+        out = attention(queries, keys, values, scale=1.0)
         return self.proj(rearrange(out, "b (h w) n d -> b h w (n d)", h=x.shape[1]))
 
     def _with_positions(self, queries: Array, keys: Array) -> Iterator[Array]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vadapt import remat
 from vadapt.errors import ConfigError
 from vadapt.heads.pixel_decoder import NUM_LEVELS, Map, PixelDecoder, size_of
+from vadapt.kernels.attention import attention
 from vadapt.losses import mask2former as losses
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.linear import uniform
@@ -63,11 +64,7 @@ class Attention(nnx.Module):
             )
             for x, kernel, bias in zip((queries, keys, values), kernels, biases, strict=True)
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-        logits = logits * q.shape[-1] ** -0.5
-        if blocked is not None:
-            logits = jnp.where(blocked[:, None], jnp.finfo(jnp.float32).min, logits)
-        out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
+        out = attention(q, k, v, mask=None if blocked is None else ~blocked)
         return self.out_proj(rearrange(out, "b q h d -> b q (h d)"))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt.heads.mae_decoder import MAEDecoder
+from vadapt.kernels.attention import attention
 from vadapt.nn.blocks import Branch
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.linear import xavier_linear
@@ -40,7 +40,7 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "b m d"]:
         queries = rearrange(self.q(x), "b m (h d) -> b m h d", h=self.num_heads)
         kv = rearrange(self.kv(others), "b n (t h d) -> t b n h d", t=2, h=self.num_heads)
-        out = jax.nn.dot_product_attention(queries, kv[0], kv[1])
+        out = attention(queries, kv[0], kv[1])
         return self.proj(rearrange(out, "b m h d -> b m (h d)"))
 
 

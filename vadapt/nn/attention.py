@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vadapt.errors import ShapeError
+from vadapt.kernels.attention import attention, relative_bias, shares
 from vadapt.nn.linear import xavier_linear
 from vadapt.nn.positions import Rotation, relative_position_index, rotate
 
@@ -29,14 +30,19 @@ class RelativeBias(nnx.Module):
         rows = (2 * window[0] - 1) * (2 * window[1] - 1) + 3
         self.table = nnx.Param(jnp.zeros((rows, num_heads), jnp.float32))
 
-    def __call__(self, num_tokens: int) -> Float[Array, "1 h n n"]:
+    def index(self, num_tokens: int) -> Int[np.ndarray, "n n"]:
+        """Row of the table for each pair of tokens.
+
+        Raises:
+            ShapeError: there are more or fewer tokens than in the window.
+        """
         index = relative_position_index(self.window)
         if len(index) != num_tokens:
             raise ShapeError(
                 f"relative positions of a {self.window[0]}x{self.window[1]} grid need "
                 f"{len(index)} tokens, got {num_tokens}; feed images of the model's image_size"
             )
-        return rearrange(self.table[...].astype(jnp.float32)[index], "q k h -> 1 h q k")
+        return index
 
 
 class Attention(nnx.Module):
@@ -78,8 +84,8 @@ class Attention(nnx.Module):
         self, x: Float[Array, "b n d"], rotation: Rotation | None = None
     ) -> Float[Array, "b n d"]:
         queries, keys, values = self._heads(x, rotation)
-        shares = self._shares(queries, keys).astype(x.dtype)
-        out = jnp.einsum("bhqk,bkhd->bqhd", shares, values)
+        tables, index = self._relative(x.shape[1])
+        out = attention(queries, keys, values, tables=tables, index=index)
         return self.proj(rearrange(out, "b n h d -> b n (h d)"))
 
     def weights(
@@ -87,7 +93,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b h n n"]:
         """Attention weights: each token's share of every other, in float32; rows sum to 1."""
         queries, keys, _ = self._heads(x, rotation)
-        return self._shares(queries, keys)
+        tables, index = self._relative(x.shape[1])
+        bias = None if index is None else relative_bias(tables, index)
+        return shares(queries, keys, bias, scale=queries.shape[-1] ** -0.5)
 
     def _heads(self, x: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values, [b, n, h, d] each."""
@@ -102,11 +110,7 @@ class Attention(nnx.Module):
             queries, keys = (rotate(y, rotation, self.rotary) for y in (queries, keys))
         return queries, keys, values
 
-    def _shares(self, queries: Float[Array, "b q h d"], keys: Float[Array, "b k h d"]) -> Array:
-        # Plain products: jax.nn.dot_product_attention comes to the same, 7 % slower on CPUs.
-        logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
-        logits = logits * queries.shape[-1] ** -0.5
-        for bias in (self.relative, self.shared_relative):
-            if bias is not None:
-                logits = logits + bias(queries.shape[1])
-        return jax.nn.softmax(logits, axis=-1)
+    def _relative(self, num_tokens: int) -> tuple[list[Array], Int[np.ndarray, "n n"] | None]:
+        """Tables of relative positions, and the index into them that they share."""
+        found = [one for one in (self.relative, self.shared_relative) if one is not None]
+        return [one.table[...] for one in found], found[0].index(num_tokens) if found else None
