@@ -251,7 +251,11 @@ def _shares(sizes: Sizes, q: Array, k: Array, bias: Any, mask: Any) -> tuple[Arr
 
 def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+    # Products of bfloat16 are exact; Mosaic refuses to be asked for that.
+    precision = None if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(
+        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def _call(
