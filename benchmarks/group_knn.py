@@ -10,10 +10,7 @@ moves through main memory, with the kernel and without it, against the least tha
 
 import argparse
 import functools
-import importlib.metadata
 import importlib.util
-import os
-import platform
 import statistics
 import sys
 from pathlib import Path
@@ -236,26 +233,6 @@ def analysed(graph, batch):
     ]
 
 
-def table(titles, lines):
-    """As Markdown."""
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in (titles, ["---"] * len(titles), *lines)
-    )
-
-
-def where():
-    """The machine and the versions."""
-    import jax
-
-    versions = {"jax": jax.__version__}
-    for name in ("libtpu", "torch"):
-        if importlib.util.find_spec(name):
-            versions[name] = importlib.metadata.version(name)
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    device = jax.devices()[0].device_kind
-    return f"{device} ({platform.machine()}, {os.cpu_count()} cores), {said}"
-
-
 def main():
     """Prints both tables for each size of images."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -267,7 +244,7 @@ def main():
     options = parser.parse_args()
     import jax
 
-    parts = [f"{where()}; batch {options.batch}."]
+    parts = [f"{bench.machine()}; batch {options.batch}."]
     for size in options.size:
         chosen = [g for g in graphs(size) if not options.graphs or g.name in options.graphs]
         if importlib.util.find_spec("libtpu"):
@@ -275,7 +252,8 @@ def main():
             titles += ["messages", f"bound, ms on {CHIP}"]
             lines = [analysed(graph, options.batch) for graph in chosen]
             parts.append(
-                f"{size} px, compiled for {CHIP}: MB of HBM traffic\n\n" + table(titles, lines)
+                f"{size} px, compiled for {CHIP}: MB of HBM traffic\n\n"
+                + bench.markdown(titles, lines)
             )
             print(parts[-1], file=sys.stderr, flush=True)
         if not options.rounds:
@@ -286,7 +264,7 @@ def main():
             for graph in chosen
             for line in timed(Job(graph, options.batch), options.rounds, jax.default_backend())
         ]
-        parts.append(f"{size} px, run\n\n" + table(titles, lines))
+        parts.append(f"{size} px, run\n\n" + bench.markdown(titles, lines))
     text = "\n\n".join(parts) + "\n"
     print(text, flush=True)
     if options.out:

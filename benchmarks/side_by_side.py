@@ -5,8 +5,12 @@ A row builds a model in whatever framework and gives its step; `train_step.py` h
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import math
 import multiprocessing
+import os
+import platform
 import resource
 import statistics
 import sys
@@ -193,3 +197,23 @@ def table(results: list[dict[str, Any]]) -> str:
             ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in (titles, ["---"] * len(titles), *lines)
+    )
+
+
+def machine() -> str:
+    """The machine and the versions."""
+    import jax
+
+    versions = {"jax": jax.__version__}
+    for name in ("libtpu", "torch"):
+        if importlib.util.find_spec(name):
+            versions[name] = importlib.metadata.version(name)
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    device = jax.devices()[0].device_kind
+    return f"{device} ({platform.machine()}, {os.cpu_count()} cores), {said}"

@@ -329,7 +329,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("slices", 1, "As many slices of that topology.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Global batch; by default the config's.", lower_bound=1)
     flags.DEFINE_boolean(
-        "search", None, "Look for the largest batch that fits; by default unless --batch is given."
+        "search", False, "Also look for the largest batch that fits: up to five compilations more."
     )
     flags.DEFINE_boolean("compare", False, "Also compile variants, and print them side by side.")
     flags.DEFINE_string("out", None, "A JSON file to write the figures to.")
@@ -352,7 +352,7 @@ def _follow(given: Any) -> None:
     found = plan(config, given.topology, slices=given.slices)
     print(table(found), flush=True)
     say = functools.partial(print, flush=True)
-    if given.batch is None if given.search is None else given.search:
+    if given.search:
         found["largest_batch"] = largest_batch(config, found, say=say)
     if given.compare:
         found["variants"] = compare(config, found, say=say)

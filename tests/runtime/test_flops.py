@@ -1,8 +1,11 @@
 """Counting matrix products: what jax says a program does, loops at full length."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from vadapt.kernels import attention_tpu
 from vadapt.runtime.flops import matmul_flops
 
 A = jnp.ones((3, 4))
@@ -50,3 +53,10 @@ def test_of_two_branches_the_longer_one_counts():
         return jax.lax.cond(a.sum() > 0, lambda: (a @ b) @ b.T, lambda: a)
 
     assert flops(either, A, B) == 240
+
+
+def test_a_kernel_counts_as_it_says_over_all_its_instances():
+    arrays = [jnp.ones((8, 50, 2, 64))] * 3
+    run = functools.partial(attention_tpu.attend, bias=None, mask=None, scale=1.0, interpret=False)
+    for unroll in (True, False):
+        assert flops(run, *arrays, unroll=unroll) == 2 * 2 * (8 * 2 * 50 * 50 * 64)

@@ -70,6 +70,10 @@ def relative_bias(
     return jnp.moveaxis(table[index], 2, 0)
 
 
+# Blocks are alike: a kernel is traced once for all of them.
+_attend = jax.jit(attention_tpu.attend, static_argnums=(5, 6))
+
+
 def _either(q: Array, k: Array, v: Array, bias: Any, mask: Any, scale: float) -> Array:
     """The form that suits the platform: a GPU's is known while tracing, a TPU's when lowering."""
     rest = functools.partial(plain, scale=scale)
@@ -80,7 +84,7 @@ def _either(q: Array, k: Array, v: Array, bias: Any, mask: Any, scale: float) ->
         return rest(q, k, v, bias, mask)
 
     def tpu(q: Array, k: Array, v: Array, bias: Any, mask: Any) -> Array:
-        return attention_tpu.attend(q, k, v, bias, mask, scale, False)
+        return _attend(q, k, v, bias, mask, scale, False)
 
     return jax.lax.platform_dependent(q, k, v, bias, mask, tpu=tpu, default=rest)
 
