@@ -98,3 +98,13 @@ def test_feature_cache_compares_steps_from_images_and_from_features(tmp_path):
     output_of("feature_cache", *arguments, "--out", out)
     (row,) = [line for line in out.read_text().splitlines() if line.startswith("| vit_micro")]
     assert float(row.split("|")[-2]) < 1e-5
+
+
+@pytest.mark.plans
+def test_attention_is_analysed_and_timed(tmp_path):
+    out = tmp_path / "attention.md"
+    output_of("attention", "--shapes", 0, "--batch", 1, "--rounds", 1, "--out", out)
+    lines = [line for line in out.read_text().splitlines() if line.startswith("| MAE encoder")]
+    times = {cells[2].strip(): cells[3] for cells in (line.split("|") for line in lines)}
+    assert {"vadapt", "plain XLA", "jax.nn", "jax.nn, cuDNN", "PyTorch SDPA"} <= times.keys()
+    assert float(times["vadapt"].split()[0]) > 0
