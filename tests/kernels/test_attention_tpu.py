@@ -21,7 +21,8 @@ FEW = {
 }
 MANY = {
     "vit": (2, 1025, 1025, 12, 64, 64, False, False, jnp.bfloat16),
-    "vit_float32": (2, 1025, 1025, 16, 80, 80, False, False, jnp.float32),
+    "vit_huge": (2, 257, 257, 16, 80, 80, False, False, jnp.bfloat16),
+    "vit_huge_float32": (2, 257, 257, 16, 80, 80, False, False, jnp.float32),
     "relative": (2, 1025, 1025, 12, 64, 64, True, False, jnp.bfloat16),
     "dinov2": (2, 1370, 1370, 16, 64, 64, False, False, jnp.bfloat16),
     "sam_window": (25, 196, 196, 12, 92, 64, False, False, jnp.bfloat16),

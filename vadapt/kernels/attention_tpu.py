@@ -23,7 +23,7 @@ from jaxtyping import Array
 LANES = 128
 ROWS = 32  # of a tile of memory, of bytes; 16 of bfloat16
 VMEM = 64 * 2**20  # bytes that an instance may take
-LOGITS = 5 * 2**18  # of a head at once
+LOGITS = 5 * 2**18  # of a head at once; half as many of float32, or beside a bias
 SHORT = 512  # queries of several images at once
 MOST_IMAGES = 8
 MOST_KEYS = 2**14
@@ -337,7 +337,8 @@ def _sizes(
 ) -> Sizes:
     batch, number, heads, width = q.shape
     keys = _up(k.shape[1], LANES)
-    tile = _up(pl.cdiv(number, pl.cdiv(number * keys, LOGITS)), ROWS)
+    at_once = LOGITS // (2 if bias is not None or q.dtype == jnp.float32 else 1)
+    tile = _up(pl.cdiv(number, pl.cdiv(number * keys, at_once)), ROWS)
     most = min(MOST_IMAGES, max(SHORT // tile, 1)) if tile >= number else 1
     # As many heads as fill whole lanes.
     groups = [
