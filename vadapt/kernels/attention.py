@@ -7,7 +7,7 @@ are quickest on CPUs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def attention(
         if index is not None:
             near = relative_bias(tables, index)
             bias = near if bias is None else bias + near
-        return _either(queries, keys, values, bias, masks[0] if masks else None, factor)
+        return _either(queries, keys, values, bias, masks[0] if masks else None, scale=factor)
 
     batched = (queries, keys, values) if mask is None else (queries, keys, values, mask)
     return over_batch(run, *batched, whole=(bias, tuple(tables)))
@@ -70,23 +70,24 @@ def relative_bias(
     return jnp.moveaxis(table[index], 2, 0)
 
 
-# Blocks are alike: a kernel is traced once for all of them.
-_attend = jax.jit(attention_tpu.attend, static_argnums=(5, 6))
-
-
-def _either(q: Array, k: Array, v: Array, bias: Any, mask: Any, scale: float) -> Array:
+@functools.partial(jax.jit, static_argnames="scale")  # blocks are alike, and traced once
+def _either(q: Array, k: Array, v: Array, bias: Any, mask: Any, *, scale: float) -> Array:
     """The form that suits the platform: a GPU's is known while tracing, a TPU's when lowering."""
-    rest = functools.partial(plain, scale=scale)
-    if jax.default_backend() == "gpu" and cudnn_takes(q, k, v, bias, mask):
-        rest = functools.partial(_cudnn, scale=scale)
+    rest = functools.partial(elsewhere(q, k, v, bias, mask), scale=scale)
     # A batch of any size, in exports, is none for kernels.
     if not isinstance(q.shape[0], int) or not attention_tpu.fits(q.shape[1], k.shape[1]):
         return rest(q, k, v, bias, mask)
 
     def tpu(q: Array, k: Array, v: Array, bias: Any, mask: Any) -> Array:
-        return _attend(q, k, v, bias, mask, scale, False)
+        return attention_tpu.attend(q, k, v, bias, mask, scale, False)
 
     return jax.lax.platform_dependent(q, k, v, bias, mask, tpu=tpu, default=rest)
+
+
+def elsewhere(q: Array, k: Array, v: Array, bias: Any, mask: Any) -> Callable[..., Array]:
+    """The form for what is no TPU."""
+    gpu = jax.default_backend() == "gpu"
+    return cudnn if gpu and cudnn_takes(q, k, v, bias, mask) else plain
 
 
 def plain(
@@ -127,7 +128,8 @@ def cudnn_takes(q: Array, k: Array, v: Array, bias: Any, mask: Any) -> bool:
     )
 
 
-def _cudnn(q: Array, k: Array, v: Array, bias: Any, mask: Any, *, scale: float) -> Array:
+def cudnn(q: Array, k: Array, v: Array, bias: Any, mask: Any, *, scale: float) -> Array:
+    """`attention` by cuDNN, where jaxlib finds it."""
     try:
         return jax.nn.dot_product_attention(
             q,
