@@ -16,8 +16,8 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -151,10 +151,10 @@ class Worker:
 
 def earlier(commit: str, folder: Path) -> Path:
     """Unpack the files of an earlier commit into a folder; returns it."""
-    command = ["git", "archive", commit, "vadapt", "configs"]
+    command = ["git", "archive", "--format=zip", commit, "vadapt", "configs"]
     archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        files.extractall(folder)
     return folder
 
 
