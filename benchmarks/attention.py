@@ -8,6 +8,7 @@ must be moved. With --rounds, rows are timed in turns on this machine, each in a
 """
 
 import argparse
+import datetime
 import functools
 import importlib.util
 import statistics
@@ -226,8 +227,9 @@ def main():
     import jax
 
     chosen = SHAPES if options.shapes is None else [SHAPES[i] for i in options.shapes]
-    command = "# Attention, forward and backward\n\n    python -m benchmarks.attention"
-    parts = [command, f"{bench.machine()}; batch {options.batch}."]
+    command = " ".join(["python -m benchmarks.attention", *sys.argv[1:]])
+    parts = [f"# Attention, forward and backward\n\n    {command}"]
+    parts.append(f"{bench.machine()}, {datetime.date.today()}; batch {options.batch}.")
     if importlib.util.find_spec("libtpu"):
         titles = ["shape", "q x k", "heads", "least MB", "kernel", "plain XLA"]
         titles += ["bound, ms: kernel", "plain XLA"]

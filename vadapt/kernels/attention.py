@@ -93,7 +93,7 @@ def elsewhere(q: Array, k: Array, v: Array, bias: Any, mask: Any) -> Callable[..
 def plain(
     queries: Array, keys: Array, values: Array, bias: Any, mask: Any, *, scale: float
 ) -> Array:
-    """`attention` in plain products, which jax.nn.dot_product_attention is 7 % slower than."""
+    """`attention` in plain products; jax.nn's take 1.2 to 2.5 times as long on CPUs."""
     weights = shares(queries, keys, bias, mask, scale=scale).astype(values.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, values)
 
