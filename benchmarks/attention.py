@@ -116,10 +116,7 @@ def build_jax(job, form):
     given = [jax.device_put(x.astype(dtype)) for x in given]
     step = jax.jit(jax_function(job.shape, form))
 
-    def peak():
-        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-    return bench.Training(0, lambda: step(*given, bias), jax.block_until_ready, peak)
+    return bench.Training(0, lambda: step(*given, bias), jax.block_until_ready, bench.jax_peak)
 
 
 def build_torch(job):
@@ -142,15 +139,7 @@ def build_torch(job):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return torch.autograd.grad(out.transpose(1, 2).flatten(2), leaves, way)
 
-    def wait(result):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
-
-    def peak():
-        return torch.cuda.max_memory_allocated() if device == "cuda" else None
-
-    return bench.Training(0, step, wait, peak)
+    return bench.Training(0, step, bench.torch_wait, bench.torch_peak)
 
 
 def timed(job, rounds):

@@ -111,10 +111,7 @@ def build_jax(job, work, form):
     x, y, way = (jax.device_put(array) for array in arrays(job))
     step = jax.jit(jax_function(job.graph, work, form))
 
-    def peak():
-        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-    return bench.Training(0, lambda: step(x, y, way), jax.block_until_ready, peak)
+    return bench.Training(0, lambda: step(x, y, way), jax.block_until_ready, bench.jax_peak)
 
 
 def build_torch(job, work, threads=None):
@@ -154,15 +151,7 @@ def build_torch(job, work, threads=None):
         messages = (chosen - one[:, :, :, None]).max(3).values
         return torch.autograd.grad(messages, leaves, split(way))
 
-    def wait(result):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return result
-
-    def peak():
-        return torch.cuda.max_memory_allocated() if device == "cuda" else None
-
-    return bench.Training(0, step, wait, peak)
+    return bench.Training(0, step, bench.torch_wait, bench.torch_peak)
 
 
 def rows(work, backend):

@@ -37,6 +37,29 @@ class Training(NamedTuple):
     peak: Callable[[], int | None]  # bytes on an accelerator
 
 
+def jax_peak() -> int | None:
+    """Bytes that JAX has had at most on an accelerator."""
+    import jax
+
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def torch_peak() -> int | None:
+    """Bytes that PyTorch has had at most on a GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def torch_wait(result: Any) -> Any:
+    """The result, once a GPU has made it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
+
+
 class Row(NamedTuple):
     """One line of the table; a recipe adds its own with the pair that it belongs to."""
 

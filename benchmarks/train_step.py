@@ -33,7 +33,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.side_by_side import SECONDS, Missing, Row, Training, judge, measure, table
+from benchmarks.side_by_side import SECONDS, Missing, Row, Training, jax_peak, judge, measure, table
 from vadapt.configs import pad_msip
 
 TOTAL_STEPS = 10_000  # of the schedule; more than any run here takes
@@ -122,10 +122,7 @@ def vadapt_training(job: Job, paradigm: str) -> Training:
         state, metrics = compiled()(frozen, state, batch)
         return metrics
 
-    def peak() -> int | None:
-        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-    return Training(count(state.trainable), step, jax.block_until_ready, peak)
+    return Training(count(state.trainable), step, jax.block_until_ready, jax_peak)
 
 
 def torch_training(job: Job, paradigm: str, compiles: bool) -> Training:

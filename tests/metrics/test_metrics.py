@@ -7,7 +7,7 @@ import pytest
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
-from vadapt.metrics.linear_probe import linear_probe, patch_labels
+from vadapt.metrics.linear_probe import patch_labels, probe_confusion, probe_scores
 from vadapt.metrics.segmentation import (
     Confusion,
     accuracy_per_class,
@@ -68,15 +68,16 @@ def test_probe_reads_what_is_linear_and_not_what_is_absent(rng):
     features = (centres[labels] + rng.normal(size=(600, 8))).astype(np.float32)
     labels[:30] = 255
     halves = features[:300], labels[:300], features[300:], labels[300:]
-    assert linear_probe(*halves, num_classes=3)["miou"] > 0.95
+    assert probe_scores(probe_confusion(*halves, num_classes=3))["miou"] > 0.95
     shuffled = rng.permutation(labels[300:])
-    assert linear_probe(*halves[:3], shuffled, num_classes=3)["miou"] < 0.4
+    assert probe_scores(probe_confusion(*halves[:3], shuffled, num_classes=3))["miou"] < 0.4
 
 
 def test_features_that_are_not_finite_have_no_score():
     features = np.full((4, 2), np.nan, np.float32)
     labels = np.zeros(4, int)
-    scores = linear_probe(features, labels, features, labels, num_classes=2, steps=1)
+    sides = features, labels, features, labels
+    scores = probe_scores(probe_confusion(*sides, num_classes=2, steps=1))
     assert (scores["miou"], scores["accuracy"]) == (0.0, 0.0)
 
 
@@ -86,7 +87,7 @@ def test_probe_does_not_depend_on_the_scale_of_a_feature(rng):
     labels = (features[:, 0] > 0).astype(int) + (features[:, 1] > 1)
     scaled = features * np.array([1e3, 1e-3, 1, 1] * 2, np.float32) + 5
     a, b = (
-        linear_probe(x[:300], labels[:300], x[300:], labels[300:], num_classes=3)
+        probe_scores(probe_confusion(x[:300], labels[:300], x[300:], labels[300:], num_classes=3))
         for x in (features, scaled)
     )
     assert a["miou"] == pytest.approx(b["miou"], abs=0.02)

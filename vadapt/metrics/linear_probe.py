@@ -25,31 +25,6 @@ def patch_labels(
     return np.where(votes.sum(-1) > 0, votes.argmax(-1), 255)
 
 
-def linear_probe(
-    train_features: Float[np.ndarray, "n d"],
-    train_labels: Int[np.ndarray, " n"],
-    test_features: Float[np.ndarray, "m d"],
-    test_labels: Int[np.ndarray, " m"],
-    *,
-    num_classes: int,
-    weight_decay: float = 1e-4,
-    steps: int = 60,
-) -> dict[str, float]:
-    """Scores of a multinomial logistic regression on frozen features: see `probe_confusion`.
-
-    Returns:
-        `miou` and `accuracy` on the test features, in [0, 1].
-    """
-    return probe_scores(
-        probe_confusion(
-            *(train_features, train_labels, test_features, test_labels),
-            num_classes=num_classes,
-            weight_decay=weight_decay,
-            steps=steps,
-        )
-    )
-
-
 def probe_confusion(
     train_features: Float[np.ndarray, "n d"],
     train_labels: Int[np.ndarray, " n"],
