@@ -1,9 +1,9 @@
-"""Plans of pre-training for TPUs, as docs/plans.md: `python -m benchmarks.plans`.
+"""Plans of training for TPUs, as docs/plans.md: `python -m benchmarks.plans`.
 
-Compiles, for machines that are not here: every pre-training for two topologies, with the
-largest batch that fits; PAD's variants beside one another; PAD at a constant batch a chip on 4 to
-256 chips. All figures are the compiler's, none was measured. Half an hour on two cores; plans that
-a results file already holds are not made again.
+Compiles, for machines that are not here: every recipe, beside what an earlier commit made of it;
+every pre-training for two topologies, with the largest batch that fits; PAD's variants beside one
+another; PAD at a constant batch a chip on 4 to 256 chips. All figures are the compiler's, none was
+measured. Some hours on two cores; plans that a results file already holds are not made again.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ import argparse
 import datetime
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from benchmarks.input_recipes import ROOT, earlier
 from vadapt import plan
 
+RECIPES = tuple(sorted(path.stem for path in ROOT.glob("configs/[!_]*.py")))
 CONFIGS = ("mae_scenes", "pad_milan_msip", "pad_msip")
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16")
 SCALING = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
@@ -44,7 +50,8 @@ class Store:
         """The plan of that name, made if it is not there yet."""
         if name not in self.plans:
             print(f"--- {name}", flush=True)
-            self.plans[name] = {"name": name, **make()}
+            made = {"date": str(datetime.date.today()), **versions()}
+            self.plans[name] = {"name": name, **made, **make()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.plans[name]) + "\n")
         return self.plans[name]
@@ -53,6 +60,68 @@ class Store:
 def config_of(name: str) -> Any:
     """A config as it is run without arguments."""
     return importlib.import_module(f"vadapt.configs.{name}").get_config()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a plan depends on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "flax", "libtpu")}
+
+
+def of_every_recipe(store: Store, before: str) -> str:
+    """A table: every recipe, as an earlier commit's step and as it is now.
+
+    Args:
+        before: the commit; "" for what the store has of one.
+    """
+    topology = TOPOLOGIES[0]
+    rows = [
+        "| recipe | a chip | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | "
+        "compiled in, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in RECIPES:
+        now = store.get(f"{name} on {topology}", lambda n=name: plan.plan(config_of(n), topology))
+        then = store.plans.get(f"{name}, before")
+        if before and not then:
+            then = store.get(f"{name}, before", lambda n=name: plan_before(n, topology, before))
+        each = [brief(found) for found in (then, now) if found]
+        cells = [" → ".join(dict.fromkeys(pair)) for pair in zip(*each, strict=True)]
+        rows.append(row([name, f"{now['batch'] / now['chips']:g}", *cells]))
+    return "\n".join(rows)
+
+
+def plan_before(name: str, topology: str, commit: str) -> Plan:
+    """The plan of a recipe by the files of an earlier commit, in a process of its own."""
+    code = (
+        "import importlib, json, sys\n"
+        "from vadapt import plan\n"
+        "name, topology = sys.argv[1:]\n"
+        "config = importlib.import_module(f'vadapt.configs.{name}').get_config()\n"
+        "print(json.dumps(plan.plan(config, topology)))\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tree = earlier(commit, Path(folder))
+        command = [sys.executable, "-c", code, name, topology]
+        variables = os.environ | {"PYTHONPATH": str(tree)}
+        done = subprocess.run(
+            command, cwd=tree, env=variables, check=True, stdout=subprocess.PIPE, text=True
+        )
+    return {"commit": commit, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def brief(found: Plan) -> list[str]:
+    """Memory to compile time, as cells of the table of recipes."""
+    if not found["fits"]:
+        return ["does not fit", *["-"] * 6]
+    return [
+        f"{found['memory_bytes']['total'] / 2**30:.2f}",
+        f"{found['flops'] / 1e12:.3g}",
+        f"{found['hbm_bytes'] / 1e9:.3g}",
+        f"{found['roofline_seconds'] * 1e3:.3g}",
+        found["bound"],
+        f"{sum(item['bytes'] for item in found['collectives']) / 1e6:.1f}",
+        f"{found['compile_seconds']:.0f}",
+    ]
 
 
 def of_every_config(store: Store) -> str:
@@ -142,63 +211,40 @@ def row(cells: list[Any]) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def page(store: Store) -> str:
-    """docs/plans.md."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "libtpu")
-    )
-    every, variants, sizes = of_every_config(store), of_variants(store), of_sizes(store)
-    return f"""# Plans
+def fill(page: str, tables: dict[str, str]) -> str:
+    """A Markdown page with its tables made anew: each follows a comment that has its name.
 
-What a training step takes on TPUs, as libtpu compiles it. **Nothing here was
-measured on a TPU**: the figures are the compiler's, of one chip and one step. Made by
-`python -m benchmarks.plans` ({versions}, {datetime.date.today()}); for a config and a topology of
-your own, `python -m vadapt.plan --config=... --topology=... [--compare]`.
-
-- *memory*: arguments and temporaries; a v5e chip lets a program use 15.75 GiB.
-- *TFLOP*: as XLA counts, loops at their full length. *HBM GB*: what instructions read and write
-  outside of the chip's own memory, each operand in full. *sent*: results of all collectives.
-- *at least*: the longest of FLOPs, HBM bytes and sent bytes, each at the chip's published peak
-  (197 TFLOP/s, 819 GB/s, 200 GB/s). A real step takes longer.
-- *largest batch*: found by compiling, to about a twentieth; searched for on {TOPOLOGIES[0]} and
-  scaled by the chips.
-
-## Pre-training
-
-Of other systems: [rein.md](rein.md#on-a-tpu), [multilabel.md](multilabel.md#on-a-tpu).
-
-{every}
-
-## PAD, one thing changed at a time
-
-On {TOPOLOGIES[0]}, the config's batch of 4096, 256 a chip.
-
-{variants}
-
-Every variant of PAD is bound by HBM traffic, so that the cheapest way into the memory is the one
-that moves least: micro-batches (`config.parallel.step.accumulate`). Two are enough for 16 chips and
-are the config's; four move less still, as more of each stays on the chip, and are worth a try
-there, but leave 4 images a chip and part on 256 chips. `remat=dots` halves the memory for 2 % more
-FLOPs, `remat=blocks` takes least. Gradients are added up over chips once, after the last part.
-
-## PAD on more chips
-
-{A_CHIP} images a chip, in one part. What is sent is the gradients of what trains (in bfloat16: XLA
-adds them up before it converts), whatever the number of chips.
-
-{sizes}
-"""
+    Raises:
+        ValueError: the page has no place for a table.
+    """
+    for name, table in tables.items():
+        mark = f"<!-- {name} -->\n"
+        before, found, after = page.partition(mark)
+        if not found:
+            raise ValueError(f"no line {mark.strip()!r} says where the table stands")
+        kept = itertools.dropwhile(lambda line: line.startswith("|"), after.splitlines(True))
+        page = f"{before}{mark}{table}\n{''.join(kept)}"
+    return page
 
 
 def main() -> None:
-    """Makes the plans that are not made yet, and writes the page."""
+    """Makes the plans that are not made yet, and the tables of the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/plans.md"))
-    parser.add_argument("--plans", type=Path, default=Path("runs/plans.jsonl"))
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/plans.md")
+    parser.add_argument("--plans", type=Path, default=ROOT / "benchmarks/results/plans.jsonl")
+    parser.add_argument("--before", default="", help="a commit to compare every recipe with")
     options = parser.parse_args()
-    text = page(Store(options.plans))
-    options.out.write_text(text, encoding="utf-8")
-    print(f"wrote {options.out}")
+    store = Store(options.plans)
+    # Searches for the largest batch come first: their plans are rows of the other tables, too.
+    tables = {
+        "pre-training": of_every_config(store),
+        "variants": of_variants(store),
+        "sizes": of_sizes(store),
+        "recipes": of_every_recipe(store, options.before),
+    }
+    page = fill(options.page.read_text(encoding="utf-8"), tables)
+    options.page.write_text(page, encoding="utf-8")
+    print(f"wrote {options.page}")
 
 
 if __name__ == "__main__":
