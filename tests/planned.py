@@ -24,17 +24,13 @@ def sent_besides(config):
     """Bytes of what travels besides gradients of what trains.
 
     Batch norms' statistics, forward and backward; and gradients that the compiler adds up over
-    chips before they are folded into what trains: of an attention's bias, not of the table of
-    relative positions; of Rein's tokens and values, not of the factors of low rank.
+    chips before they are folded into what trains: of Rein's tokens and values, not of the factors
+    of low rank.
     """
     leaves = variables(nnx.eval_shape(lambda: make_task(config).build(pretrained=False)))
     statistics = sum(x.size for path, x in leaves.items() if path.endswith(("/mean", "/var")))
     folded = 0
     for path, table in leaves.items():
-        if path.endswith("relative/table"):
-            rows, heads = table.shape
-            tokens = 1 + ((rows - 3) ** 0.5 + 1) ** 2 / 4  # of (2 g - 1)^2 offsets and three more
-            folded += tokens**2 * heads
         if path.endswith("tokens_a"):
             (depth, number, _), width = table.shape, leaves[path[:-1] + "b"].shape[-1]
             folded += 2 * depth * number * width
