@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +48,47 @@ class BatchNorm(nnx.BatchNorm):
         return y.astype(x.dtype)
 
 
+def convolve_images(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "p q c d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "b h2 w2 d"]:
+    """`jax.lax.conv_general_dilated` for images, whose channels are few.
+
+    On TPUs it is a product of patches. As a convolution, XLA lays the images of a chip along the
+    lanes, 128 for eight: of 448 px, 205 MB in place of 10.
+    """
+    plain = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
+    )
+    tpu = functools.partial(product_of_patches, strides=strides, padding=padding)
+
+    def either(x: Array, kernel: Array) -> Array:
+        return jax.lax.platform_dependent(x, kernel, tpu=tpu, default=plain)
+
+    return jax.checkpoint(either)(x, kernel)
+
+
+def product_of_patches(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "p q c d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> Float[Array, "b h2 w2 d"]:
+    """A convolution without dilation; places lie along the lanes, patches across."""
+    sides = kernel.shape[:2]
+    x = jnp.pad(jnp.moveaxis(x, 3, 1), ((0, 0), (0, 0), *padding))
+    rows, columns = (
+        [slice(i, i + size - side + 1, stride) for i in range(side)]
+        for size, side, stride in zip(x.shape[2:], sides, strides, strict=True)
+    )
+    parts = [x[:, :, row, column] for row, column in itertools.product(rows, columns)]
+    patches = jnp.concatenate(parts, axis=1)
+    return jnp.einsum("bphw,pd->bhwd", patches, kernel.reshape(-1, kernel.shape[3]))
+
+
 class ConvNorm(nnx.Module):
     """A convolution, batch norm, and ReLU if asked; odd sizes are rounded up.
 
@@ -68,6 +111,7 @@ class ConvNorm(nnx.Module):
     ):
         padding = kernel // 2 * dilation
         self.activation = activation
+        of_images = inputs <= 4 and kernel <= 3 and dilation == 1
         self.conv = nnx.Conv(
             inputs,
             outputs,
@@ -77,6 +121,7 @@ class ConvNorm(nnx.Module):
             kernel_dilation=dilation,
             use_bias=use_bias,
             kernel_init=kernel_init,
+            conv_general_dilated=convolve_images if of_images else jax.lax.conv_general_dilated,
             rngs=rngs,
         )
         self.norm = BatchNorm(outputs, rngs=rngs)
