@@ -7,15 +7,21 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.planned import as_in_training, assert_adapters_promise  # noqa: F401
 from tests.recipes import DISTINCT, assert_trains, config_of, shrunk
-from vadapt import plan, predict
+from vadapt import plan, predict, sharding
 from vadapt.data.scenes import make_scene
 from vadapt.errors import ConfigError
+from vadapt.partition import split
 from vadapt.run import run
+from vadapt.tasks import make_task
+from vadapt.training.program import make_program
+from vadapt.training.step import cast
 
 pytestmark = pytest.mark.plans
 
@@ -76,3 +82,24 @@ def test_every_config_is_planned(name):
     traced, program = plan.trace(config_of(name), "v5e:4x4")
     assert program.mesh.size == 16
     assert "stablehlo.dot_general" in traced.lower().as_text()
+
+
+@pytest.mark.usefixtures("two_blocks")
+@pytest.mark.parametrize("name", DISTINCT)
+def test_frozen_weights_in_the_compute_type_change_no_bit_of_a_step(name):
+    """Loss, gradients and what is trained, as with float32 ones that are cast at every use."""
+    config = shrunk(name)
+    config.parallel.step.compute_dtype = "bfloat16"
+    task = make_task(config)
+    parts = split(task.build(), config.trainable)
+    program = make_program(parts, task, config, sharding.make_mesh(1, jax.devices()[:1]))
+    stream = task.stream()
+    batch = next(stream)
+    stream.close()
+    step = jax.jit(program.step)
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        frozen = cast(parts.frozen, jnp.dtype(dtype))
+        results.append(step(frozen, program.begin(parts.trainable, parts.state), batch))
+    for leaf, other in zip(*map(jax.tree.leaves, results), strict=True):
+        assert np.array_equal(leaf, other, equal_nan=True)

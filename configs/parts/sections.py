@@ -45,13 +45,15 @@ def parallel() -> ConfigDict:
     """How a step computes; see `vadapt.training.step.StepOptions`."""
     section = ConfigDict()
     section.fsdp = 1
-    section.frozen_dtype = "bfloat16"
     section.step = step = ConfigDict()
     step.compute_dtype = "bfloat16"
     step.accumulate = 1
     step.remat = "none"
     step.scan = False  # over depth: compiles in half the time, takes more memory
     step.ema = 0.0
+    # Weights are cast to the compute type where they are used: held in it, they are half as large
+    # and their products the same. Whoever sets another compute type has that one here too.
+    section.frozen_dtype = step.get_oneway_ref("compute_dtype")
     return section
 
 
@@ -97,4 +99,4 @@ def look_up_every(config: ConfigDict, steps: int) -> None:
 
 def float32(config: ConfigDict) -> None:
     """Everything in float32, as on a laptop."""
-    config.parallel.frozen_dtype = config.parallel.step.compute_dtype = "float32"
+    config.parallel.step.compute_dtype = "float32"

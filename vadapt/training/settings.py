@@ -26,7 +26,17 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class ParallelSettings:
-    """Fields of `config.parallel`; those of `step` are `StepOptions`."""
+    """Fields of `config.parallel`; those of `step` are `StepOptions`.
+
+    Args:
+        fsdp: see `vadapt.sharding.make_mesh`.
+        frozen_dtype: of frozen weights on the devices; recipes take `step.compute_dtype`. A step
+            casts every frozen weight to that before its first use, those of norms, layer scales
+            and position tables too, so that its numbers are the same whether they are held in it
+            or in float32. Fixed tables (`Constant`) and running statistics are no frozen weights
+            and stay in float32; evaluation in float32 sees frozen weights as they are held, and
+            so does what moves teachers (`after_update`).
+    """
 
     fsdp: int = 1
     frozen_dtype: str = "bfloat16"
