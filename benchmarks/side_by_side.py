@@ -134,8 +134,12 @@ def measure(
     return [worker.result for worker in workers]
 
 
-def judge(results: list[dict[str, Any]], flops: float, kind: str) -> None:
-    """Adds speeds, shares of the device's peak, and vadapt's speed over each other row's."""
+def judge(results: list[dict[str, Any]], flops: float | None, kind: str) -> None:
+    """Adds speeds, shares of the device's peak, and vadapt's speed over each other row's.
+
+    Args:
+        flops: of a step, an image; None where they are not known.
+    """
     peak = next((value for part, value in PEAKS.items() if part in kind.lower()), None)
     ours = next((row["rounds"] for row in results if row["who"] == "vadapt"), [])
     for row in results:
@@ -144,8 +148,9 @@ def judge(results: list[dict[str, Any]], flops: float, kind: str) -> None:
             continue
         speed = statistics.median(rounds)
         row["images_per_second"] = {"median": speed, "least": min(rounds), "most": max(rounds)}
-        row["model_tflops_per_second"] = speed * flops / 1e12
-        row["mfu"] = speed * flops / 1e12 / peak if peak else None
+        if flops is not None:
+            row["model_tflops_per_second"] = speed * flops / 1e12
+            row["mfu"] = speed * flops / 1e12 / peak if peak else None
         if row["who"] != "vadapt" and len(ours) == len(rounds):
             ratios = [one / other for one, other in zip(ours, rounds, strict=True)]
             row["vadapt_over_this"] = statistics.median(ratios)
@@ -208,13 +213,14 @@ def table(results: list[dict[str, Any]]) -> str:
             cells += [row.get("missing", "no round was timed"), *[""] * 6]
         else:
             speed = row["images_per_second"]
-            ratio, mfu = row.get("vadapt_over_this"), row["mfu"]
+            ratio, mfu = row.get("vadapt_over_this"), row.get("mfu")
+            rate = row.get("model_tflops_per_second")
             cells += [
                 f"{row['trainable']:,}",
                 f"{speed['median']:.4g} ({speed['least']:.4g} to {speed['most']:.4g})",
                 f"{ratio:.2f}x" if ratio else "",
                 f"{row['peak_bytes'] / 2**20:,.0f} MiB" if "peak_bytes" in row else "",
-                f"{row['model_tflops_per_second']:.3g}",
+                f"{rate:.3g}" if rate else "",
                 f"{100 * mfu:.1f}%" if mfu else "",
                 f"{row['compile_seconds']:.1f} s",
             ]

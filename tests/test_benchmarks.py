@@ -5,8 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from flax import nnx
 
+from benchmarks import train_step_segmentation
+from benchmarks.train_step_job import Job
 from tests.processes import ROOT, environment
+from vadapt.partition import count, split
+from vadapt.tasks.segmentation import SegmentationTask
 
 
 def output_of(name, *arguments):
@@ -26,40 +31,57 @@ def report(name, *arguments, out):
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def train_step(tmp_path, *who):
+def train_step(tmp_path, *who, pairs):
     smallest = ("--depth", "1", "--rounds", "1", "--seconds", "0")
-    arguments = ("--size", "micro", "--batch", "4", *smallest, "--who", *who)
-    (size,) = report("train_step", *arguments, out=tmp_path / "steps.json")["sizes"]
-    assert (size["size"], size["batch"], size["precision"]) == ("micro", 4, "float32")
-    return {(row["pair"], row["who"]): row for row in size["rows"]}
+    arguments = ("--size", "micro", "--batch", "4", *smallest, "--who", *who, "--pair", *pairs)
+    found = report("train_step", *arguments, out=tmp_path / "steps.json")["comparisons"]
+    assert [one["pair"] for one in found] == list(pairs)
+    for one in found:
+        assert (one["size"], one["batch"], one["precision"]) == ("micro", 4, "float32")
+    return {(row["pair"], row["who"]): row for one in found for row in one["rows"]}
 
 
 @pytest.mark.plans
 def test_train_step_measures_vadapt(tmp_path):
-    rows = train_step(tmp_path, "vadapt")
-    assert sorted(rows) == [("full", "vadapt"), ("pad", "vadapt")]
+    pairs = ("pad", "full", "linear", "lora")
+    rows = train_step(tmp_path, "vadapt", pairs=pairs)
+    assert list(rows) == [(pair, "vadapt") for pair in pairs]
     for row in rows.values():
         assert len(row["rounds"]) == 1
         speed = row["images_per_second"]
         assert 0 < speed["least"] <= speed["median"] <= speed["most"]
         assert row["peak_bytes"] > 0
+        assert row["model_tflops_per_second"] > 0
     assert rows["pad", "vadapt"]["trainable"] < rows["full", "vadapt"]["trainable"]
+    assert rows["linear", "vadapt"]["trainable"] < rows["lora", "vadapt"]["trainable"]
 
 
 @pytest.mark.interop
 def test_train_step_compares_with_torch_at_equal_sizes(tmp_path):
-    rows = train_step(tmp_path, "vadapt", "eager")
-    for pair in ("pad", "full"):
+    pairs = ("pad", "full", "linear", "lora")
+    rows = train_step(tmp_path, "vadapt", "eager", pairs=pairs)
+    for pair in pairs:
         ours, theirs = rows[pair, "vadapt"], rows[pair, "eager"]
         assert theirs["vadapt_over_this"] > 0
         assert theirs["trainable"] == pytest.approx(ours["trainable"], rel=0.01)
-    assert rows["full", "vadapt"]["trainable"] == rows["full", "eager"]["trainable"]
+    for pair in ("full", "linear", "lora"):
+        assert rows[pair, "vadapt"]["trainable"] == rows[pair, "eager"]["trainable"]
+
+
+@pytest.mark.interop
+def test_train_step_runs_another_mask2former_of_about_as_many_numbers(tmp_path):
+    rows = train_step(tmp_path, "eager", pairs=("mask2former",))
+    row = rows["mask2former", "eager"]
+    assert row["images_per_second"]["median"] > 0
+    config = train_step_segmentation.config_of(Job("micro", 4, "cpu", 2, 1, 0), "rein")
+    ours = nnx.eval_shape(lambda: SegmentationTask(config).build(pretrained=False))
+    assert row["trainable"] == pytest.approx(count(split(ours).trainable), rel=0.1)
 
 
 def test_a_row_whose_framework_is_missing_says_so(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    rows = train_step(tmp_path, "eager")
+    rows = train_step(tmp_path, "eager", pairs=("pad", "lora", "mask2former"))
     assert {row["missing"] for row in rows.values()} == {"not installed (torch)"}
 
 
