@@ -50,7 +50,7 @@ MODELS = {
     "gated": (lambda: plain(swiglu=True), ("fc1", "mlp_out", "q")),
     "convnext": (
         lambda: ConvNeXt(
-            depths=(1, 1), widths=(4, 8), normed=(0, 1), layer_scale=1.0, rngs=nnx.Rngs(0)
+            depths=(1, 1), widths=(4, 8), normed=(1,), layer_scale=1.0, rngs=nnx.Rngs(0)
         ),
         ("dwconv", "mlp_in"),
     ),

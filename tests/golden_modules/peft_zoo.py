@@ -7,8 +7,10 @@ from typing import Any
 
 from flax import nnx
 
+from tests.golden_modules import peft_ssf
 from tests.golden_modules.fields import Fields, same
-from vadapt.adapters.lora import LowRank, beside
+from vadapt.adapters.changed import change
+from vadapt.adapters.lora import Lora, LowRank
 from vadapt.weights.load import with_arrays
 
 Arrays = dict[str, Any]
@@ -29,11 +31,11 @@ def lora_layer(config: Mapping[str, Any], params: Arrays) -> Any:
         "lora/down": params["lora_A"].reshape(len(parts), rank, inputs).swapaxes(1, 2),
         "lora/up": params["lora_B"].reshape(len(parts), -1, rank).swapaxes(1, 2),
     }
-    return with_arrays(beside(nnx.Linear(inputs, outputs, rngs=rngs), lora), values)
+    return with_arrays(change(Lora, nnx.Linear(inputs, outputs, rngs=rngs), lora), values)
 
 
 def lora(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {"y": lora_layer(config, params)(inputs["x"])}
 
 
-MODULES = {"Linear": lora, "MergedLinear": lora}
+MODULES = {"Linear": lora, "MergedLinear": lora, **peft_ssf.MODULES}

@@ -22,7 +22,10 @@ from vadapt.weights.orbax_files import one_line
 MADE = ("places", "widths", "width", "last", "semantics")
 METHODS = Registry(
     "method",
-    {name: f"vadapt.adapters.{name}:apply" for name in ("lora", "patchwise_scale", "rein", "spm")},
+    {
+        name: f"vadapt.adapters.{name}:apply"
+        for name in ("lora", "patchwise_scale", "rein", "spm", "ssf")
+    },
 )
 
 

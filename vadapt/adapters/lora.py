@@ -6,7 +6,6 @@ Source: arXiv:2106.09685; parts of a fused projection, and convolutions, as in i
 from __future__ import annotations
 
 import collections
-import functools
 import itertools
 import math
 import re
@@ -20,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.adapters import surgery
+from vadapt.adapters.changed import Changed, change
 from vadapt.errors import ConfigError
 from vadapt.nn.drop import OptionalKey, layer_key
 from vadapt.nn.drop import dropout as drop
@@ -120,24 +120,20 @@ class Layout(NamedTuple):
         return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
 
 
-class Lora(nnx.Module):
+class Lora(Changed):
     """A layer with a low-rank change beside its frozen kernel, which keeps its path.
-
-    It is mixed into the layer's own class, see `beside`.
 
     Args:
         lora: of the kernel as a matrix.
         number: of the layer in its block, so that each draws its own dropout.
     """
 
+    method, adds = "lora", ("lora",)
     kernel: nnx.Param
 
     def __init__(self, layer: Any, lora: LowRank, number: int = 0):
-        self.plain, _ = nnx.split(layer)  # how to make one like it
+        super().__init__(layer)
         self.layout = Layout.of(layer)
-        for name, value in vars(layer).items():
-            if not name.startswith("_"):  # these are flax's own
-                setattr(self, name, nnx.data(value) if value is None else value)
         self.lora = lora
         self.number = number
 
@@ -148,7 +144,7 @@ class Lora(nnx.Module):
 
     def folded(self) -> Any:
         """A plain layer that computes the same, without dropout."""
-        plain, kernel = self._plain(), self.kernel[...]
+        plain, kernel = self.plain_layer(), self.kernel[...]
         change = self.layout.kernel(self.lora.matrix(), kernel.shape)
         plain.kernel = nnx.Param((kernel.astype(jnp.float32) + change).astype(kernel.dtype))
         return plain
@@ -157,7 +153,7 @@ class Lora(nnx.Module):
         lora, shape = self.lora, self.kernel.shape
         if isinstance(self, nnx.Linear):
             return lora(x, key)
-        layer, x = self._plain(), drop(x, lora.rate, key)
+        layer, x = self.plain_layer(), drop(x, lora.rate, key)
         layer.bias = nnx.data(None)
         if isinstance(layer, nnx.Conv):
             layer.use_bias = False
@@ -169,21 +165,6 @@ class Lora(nnx.Module):
         change = self.layout.kernel(lora.matrix(), shape)
         layer.kernel = nnx.Param(change.astype(self.kernel.dtype))
         return layer(x)
-
-    def _plain(self) -> Any:
-        """The frozen layer alone."""
-        values = nnx.to_pure_dict(nnx.state(self))
-        return nnx.merge(self.plain, {key: x for key, x in values.items() if key != "lora"})
-
-
-def beside(layer: Any, lora: LowRank, number: int = 0) -> Any:
-    """A layer like the given one, which shares its variables, with a change; see `Lora`."""
-    return _class_of(type(layer))(layer, lora, number)
-
-
-@functools.cache
-def _class_of(kind: type) -> type:
-    return type(f"Lora{kind.__name__}", (Lora, kind), {"__doc__": Lora.__doc__})
 
 
 def apply(
@@ -234,8 +215,6 @@ def apply(
 
     def make(site: Site, parts: tuple[int, ...] | None) -> Any:
         layer: Any = site.module
-        if isinstance(layer, Lora):
-            raise ConfigError("the model already has LoRA; adapt the model without it")
         lora = LowRank(
             *Layout.of(layer).sizes(layer.kernel.shape),
             rank=rank,
@@ -248,7 +227,7 @@ def apply(
         # Block by block, so that alike blocks stay alike.
         block = re.match(r"(blocks/\d+/|stages/\d+/\d+/)?", site.path)
         assert block is not None
-        return beside(layer, lora, next(numbers[block[0]]))
+        return change(Lora, layer, lora, next(numbers[block[0]]))
 
     kinds = ("linear", "conv")
     return surgery.replace(model, targets, make, kinds=kinds, method="lora")

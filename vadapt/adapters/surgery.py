@@ -23,6 +23,7 @@ def replace(
     *,
     kinds: Sequence[str],
     method: str,
+    whole: bool = False,
 ) -> Any:
     """Return a copy of a model in which something else stands at the chosen sites.
 
@@ -36,13 +37,14 @@ def replace(
             whole is.
         kinds: of sites that come into question.
         method: its name, for errors.
+        whole: whether sites outside of a trunk's blocks do, too; see `sites`.
 
     Raises:
         ConfigError: a target that is nowhere; lists the nearest.
     """
     model = nnx.clone(model)
     left, offered = set(targets), set()
-    for site in sites(model, *kinds):
+    for site in sites(model, *kinds, whole=whole):
         if _is_added(site.module):
             continue
         offered |= {str(site.name), *site.roles}
@@ -80,7 +82,8 @@ def _parts(site: Site, targets: Sequence[str]) -> tuple[tuple[int, ...] | None, 
 
 def _is_added(module: Any) -> bool:
     """Whether a layer is itself what a method or a task has added."""
-    return isinstance(getattr(module, "kernel", None), Adapter | Prompt | Head)
+    weights = (getattr(module, name, None) for name in ("kernel", "scale"))
+    return any(isinstance(weight, Adapter | Prompt | Head) for weight in weights)
 
 
 def _fits(pattern: str, path: str) -> bool:

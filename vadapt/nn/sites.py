@@ -45,11 +45,12 @@ class Site(NamedTuple):
             setattr(self.owner, self.name, module)
 
 
-def sites(model: Any, *kinds: str) -> list[Site]:
+def sites(model: Any, *kinds: str, whole: bool = False) -> list[Site]:
     """The sites of a model, or of its blocks where it is a trunk; of these kinds, or of all.
 
     Args:
         model: any NNX module, its layers in containers of any kind.
+        whole: also what stands outside of a trunk's blocks: its stem, its last norm.
     """
     found = []
     if hasattr(model, "patch_embed"):
@@ -58,6 +59,9 @@ def sites(model: Any, *kinds: str) -> list[Site]:
         if block is not model:
             found.append(Site(prefix, "block", block, owner, name))
         found += _inside(block, prefix)
+    if whole:
+        inside = {site.path for site in found}
+        found += [site for site in _inside(model, "") if site.path not in inside]
     return [site for site in found if not kinds or site.kind in kinds]
 
 

@@ -1,0 +1,89 @@
+"""Parameter-efficient methods: published counts, where they take hold, what folding leaves."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests import compiled
+from tests.golden_modules.fields import Fields
+from tests.golden_modules.pad_models import imported, nhwc
+from tests.golden_modules.peft_ssf import plain_vit
+from tests.parity import GOLDENS, Golden
+from vadapt import adapters
+from vadapt.backbones.convnext import convnext
+from vadapt.backbones.vit import vit
+from vadapt.errors import ConfigError
+from vadapt.partition import Adapter, count, flatten, split, variables
+from vadapt.weights.load import match_weights
+
+BACKBONES = {
+    "vit": lambda: vit("base", rngs=nnx.Rngs(0)),
+    "convnext": lambda: convnext("base", rngs=nnx.Rngs(0)),
+}
+# Method, options, backbone, and what the papers and released codes count.
+COUNTS = [
+    ("ssf", {}, "vit", 205_824),
+    ("ssf", {}, "convnext", 255_232),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "backbone", "number"), COUNTS)
+def test_counts_are_the_published_ones(method, options, backbone, number):
+    shapes = nnx.eval_shape(lambda: adapters.apply(BACKBONES[backbone](), method, **options))
+    assert count(nnx.to_pure_dict(nnx.state(shapes, Adapter))) == number
+
+
+def test_ssf_folds_into_the_weights_that_a_golden_file_lists():
+    golden = Golden.read(GOLDENS / "peft_zoo" / "ssf_vit.npz")
+    plain, kept = plain_vit(Fields(golden.meta["config"])), lambda name: "head." not in name
+    params = {name: value for name, value in golden["param"].items() if kept(name)}
+    merged = {name: value for name, value in golden["merged"].items() if kept(name)}
+    folded = adapters.fold(imported(adapters.apply(plain, "ssf"), params))
+    expected, _ = match_weights(plain, merged)
+    found = variables(folded)
+    assert set(found) == set(expected)
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path][...], value, atol=1e-6, err_msg=path)
+    images = nhwc(golden["in"]["x"])
+    features = compiled.run("__call__", imported(plain, merged), images)
+    np.testing.assert_allclose(features, golden["out"]["features"], atol=2e-5)
+
+
+def test_ssf_folds_into_layers_of_every_kind_with_and_without_a_bias():
+    class Layers(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.spread = nnx.LinearGeneral(3, (2, 4), rngs=rngs)
+            self.mix = nnx.Einsum("bhw,cwh->bc", (6, 4, 2), (6,), rngs=rngs)
+            self.last = nnx.Linear(6, 5, use_bias=False, rngs=rngs)
+            self.norm = nnx.LayerNorm(5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.last(self.mix(self.spread(x))))
+
+    x = jax.random.normal(jax.random.key(1), (3, 3))
+    model = adapters.apply(Layers(), "ssf", std=0.5)
+    folded = adapters.fold(model, strict=True)
+    assert not flatten(split(folded).trainable)
+    np.testing.assert_allclose(folded(x), model(x), atol=1e-5)
+    assert np.abs(model(x) - Layers()(x)).max() > 0.1
+
+
+def test_a_layer_has_room_for_one_method():
+    model = adapters.apply(vit("micro", depth=1, image_size=16, rngs=nnx.Rngs(0)), "lora", rank=2)
+    with pytest.raises(ConfigError, match="already has lora where ssf is to take hold"):
+        adapters.apply(model, "ssf")
+    with pytest.raises(ConfigError, match="already has lora where lora is to take hold"):
+        adapters.apply(model, "lora", rank=2)
+    both = adapters.apply(model, "ssf", targets=("fc1", ".*/norm"))
+    assert [dict(one)["name"] for one in both.applied] == ["lora", "ssf"]
+
+
+def test_norms_that_have_no_bias_are_refused_by_name():
+    class Layers(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.RMSNorm(4, rngs=nnx.Rngs(0))
+
+    with pytest.raises(ConfigError, match="a RMSNorm here has not both; leave"):
+        adapters.apply(Layers(), "ssf")
