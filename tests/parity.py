@@ -34,11 +34,14 @@ GOLDENS = Path(__file__).parent / "goldens"
 # that an image is brought back to may stand nowhere else.
 # Where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
 # array) -> which of its numbers count.
+# Where a module makes parameters of its inputs, so that a file has their gradients alone, MADE:
+# module name -> function of (config, inputs) -> these parameters.
 Arrays = dict[str, Any]
 Sides = dict[str, Arrays]
 SIDES = ("param", "in")
 Builder = Callable[[Fields, Arrays, Arrays], Arrays]
 Counts = Callable[[str, np.ndarray], np.ndarray]
+Made = Callable[[Fields, Arrays], Arrays]
 
 
 @dataclass
@@ -96,8 +99,8 @@ def check(path: str | Path) -> Verdict:
     name = f"{golden.meta['system']}/{golden.meta['case']}"
     config = Fields(golden.meta["config"])
     try:
-        builder, counts = find_builder(golden.meta["system"], golden.meta["module"])
-        error, where = max(_compare(golden, config, builder, counts), default=(0.0, ""))
+        found = find_builder(golden.meta["system"], golden.meta["module"])
+        error, where = max(_compare(golden, config, *found), default=(0.0, ""))
     except Exception as failure:
         return Verdict(name, float("nan"), f"{type(failure).__name__}: {failure}")
     reasons = [] if error <= 1.0 else [f"worst at {where}"]
@@ -106,8 +109,8 @@ def check(path: str | Path) -> Verdict:
     return Verdict(name, error, "; ".join(reasons))
 
 
-def find_builder(system: str, module: str) -> tuple[Builder, Counts]:
-    """The function that builds a named module of a system, and what of its outputs counts."""
+def find_builder(system: str, module: str) -> tuple[Builder, Counts, Made]:
+    """The functions that build a named module, choose what counts, and make lacking parameters."""
     try:
         topic = TOPICS.get(system, system)
         cases = importlib.import_module(f"tests.golden_modules.{topic}")
@@ -119,16 +122,18 @@ def find_builder(system: str, module: str) -> tuple[Builder, Counts]:
     counts = getattr(cases, "COUNTS", {}).get(
         module, lambda name, array: np.ones(array.shape, bool)
     )
-    return cases.MODULES[module], counts
+    made = getattr(cases, "MADE", {}).get(module, lambda config, inputs: {})
+    return cases.MODULES[module], counts, made
 
 
 def _compare(
-    golden: Golden, config: Fields, builder: Builder, counts: Counts
+    golden: Golden, config: Fields, builder: Builder, counts: Counts, made: Made
 ) -> Iterable[tuple[float, str]]:
     shapes = {name: np.shape(expected) for name, expected in golden["out"].items()}
     meta, config = golden.meta, config | {"out_shapes": shapes}
     rtol, atol = meta["rtol"], meta["atol"]
     params, inputs = _to_jax(golden["param"]), _to_jax(golden["in"])
+    params = {**made(config, inputs), **params}
 
     def run(params: Arrays, inputs: Arrays) -> Arrays:
         return builder(config, params, inputs)

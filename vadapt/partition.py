@@ -37,6 +37,10 @@ class Frozen(nnx.Param):
     """A weight that no setting trains, "everything" included: one of a fixed teacher."""
 
 
+class Factor(Frozen):
+    """A part of a frozen weight that a method has made of it; what it is made of stays as it is."""
+
+
 class Constant(nnx.Variable):
     """A table that never trains: fixed position embeddings, fixed scales. Imported and saved."""
 

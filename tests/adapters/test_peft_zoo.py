@@ -12,19 +12,23 @@ from tests.golden_modules.peft_ssf import plain_vit
 from tests.parity import GOLDENS, Golden
 from vadapt import adapters
 from vadapt.backbones.convnext import convnext
+from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
 from vadapt.partition import Adapter, count, flatten, split, variables
-from vadapt.weights.load import match_weights
+from vadapt.weights.adapter_file import save_model
+from vadapt.weights.load import load_weights, match_weights
 
 BACKBONES = {
     "vit": lambda: vit("base", rngs=nnx.Rngs(0)),
     "convnext": lambda: convnext("base", rngs=nnx.Rngs(0)),
+    "resnet": lambda: ResNet(50, rngs=nnx.Rngs(0)),
 }
 # Method, options, backbone, and what the papers and released codes count.
 COUNTS = [
     ("ssf", {}, "vit", 205_824),
     ("ssf", {}, "convnext", 255_232),
+    ("svf", {}, "resnet", 12_544),
 ]
 
 
@@ -87,3 +91,47 @@ def test_norms_that_have_no_bias_are_refused_by_name():
 
     with pytest.raises(ConfigError, match="a RMSNorm here has not both; leave"):
         adapters.apply(Layers(), "ssf")
+
+
+class Convolutions(nnx.Module):
+    """A plain, a grouped and a depthwise convolution, of stride 2, dilated, without a bias."""
+
+    def __init__(self, seed=0):
+        rngs = nnx.Rngs(seed)
+        self.plain = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)
+        self.grouped = nnx.Conv(4, 8, (3, 3), feature_group_count=2, use_bias=False, rngs=rngs)
+        self.depthwise = nnx.Conv(8, 8, (3, 3), kernel_dilation=2, feature_group_count=8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.depthwise(self.grouped(self.plain(x)))
+
+
+def test_svf_takes_groups_apart_each_by_itself_and_keeps_its_factors_with_the_model(tmp_path):
+    x = jax.random.normal(jax.random.key(1), (2, 6, 7, 3))
+    plain = Convolutions()
+    model = adapters.apply(plain, "svf")
+    np.testing.assert_allclose(model(x), plain(x), atol=1e-5)
+    learned = flatten(split(model).trainable)
+    assert {path: value.size for path, value in learned.items()} == {
+        "plain/vector_s": 4, "grouped/vector_s": 2 * 4, "depthwise/vector_s": 8
+    }  # fmt: skip
+    for layer in (model.plain, model.grouped, model.depthwise):
+        layer.vector_s[...] = layer.vector_s[...] * jax.numpy.linspace(0.5, 2, layer.vector_s.size)
+    changed = model(x)
+    assert np.abs(changed - plain(x)).max() > 1e-2
+    folded = adapters.fold(model, strict=True)
+    assert set(variables(folded)) == set(variables(plain))
+    np.testing.assert_allclose(folded(x), changed, atol=1e-5)
+    save_model(tmp_path / "model.safetensors", model)
+    other = adapters.apply(Convolutions(1), "svf")  # with factors of other kernels
+    load_weights(other, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(other(x), changed)
+
+
+def test_svf_refuses_what_is_no_plain_matrix_in_words():
+    class Layers(nnx.Module):
+        def __init__(self):
+            self.spread = nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0))
+
+    with pytest.raises(ConfigError, match="convolutions apart, and spread is a LinearGeneral"):
+        adapters.apply(Layers(), "svf")

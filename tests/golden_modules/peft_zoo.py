@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from tests.golden_modules import peft_ssf
+from tests.golden_modules import peft_ssf, peft_svf
 from tests.golden_modules.fields import Fields, same
 from vadapt.adapters.changed import change
 from vadapt.adapters.lora import Lora, LowRank
@@ -38,4 +38,5 @@ def lora(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {"y": lora_layer(config, params)(inputs["x"])}
 
 
-MODULES = {"Linear": lora, "MergedLinear": lora, **peft_ssf.MODULES}
+MODULES = {"Linear": lora, "MergedLinear": lora, **peft_ssf.MODULES, **peft_svf.MODULES}
+MADE = peft_svf.MADE

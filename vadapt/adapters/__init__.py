@@ -24,7 +24,7 @@ METHODS = Registry(
     "method",
     {
         name: f"vadapt.adapters.{name}:apply"
-        for name in ("lora", "patchwise_scale", "rein", "spm", "ssf")
+        for name in ("lora", "patchwise_scale", "rein", "spm", "ssf", "svf")
     },
 )
 

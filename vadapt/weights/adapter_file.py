@@ -20,6 +20,7 @@ from vadapt.errors import WeightsError
 from vadapt.partition import (
     DEFAULT,
     Adapter,
+    Factor,
     Frozen,
     Partition,
     Prompt,
@@ -172,7 +173,8 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
     arrays = {
         name: np.asarray(value[...], None if isinstance(value, Statistic) else jnp.dtype(dtype))
         for name, value in variables(model).items()
-        if isinstance(value, nnx.Param | Statistic) and not isinstance(value, Frozen)
+        if isinstance(value, nnx.Param | Statistic)
+        and (isinstance(value, Factor) or not isinstance(value, Frozen))
     }
     write_arrays(path, arrays, {"vadapt": __version__, **_grids(model, arrays)})
 
