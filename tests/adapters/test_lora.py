@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests import compiled
-from tests.golden_modules.peft_zoo import lora_layer
+from tests.golden_modules.peft_zoo import lora_conv, lora_layer
 from tests.parity import GOLDENS, Golden
 from vadapt import adapters
 from vadapt.adapters.lora import Lora
@@ -158,6 +158,66 @@ def test_folded_weights_are_the_originals(case):
     np.testing.assert_allclose(
         layer.folded().kernel[...].T, golden["merged"]["weight"], rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_folded_convolution_of_the_released_code_is_its_merged_weight():
+    golden = Golden.read(GOLDENS / "peft_zoo" / "lora_conv2d.npz")
+    params = jax.tree.map(jnp.asarray, golden["param"])
+    kernel = lora_conv(golden.meta["config"], params).folded().kernel[...]
+    merged = golden["merged"]["weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(kernel, merged, rtol=1e-5, atol=1e-6)
+
+
+class Layers(nnx.Module):
+    """A convolution, one of groups, and a linear layer."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 4, (3, 3), strides=2, use_bias=False, rngs=rngs)
+        self.grouped = nnx.Conv(4, 6, (3, 3), feature_group_count=2, rngs=rngs)
+        self.linear = nnx.Linear(6, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(self.grouped(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dora": True}, {"convolutions": "released"}, {"dora": True, "convolutions": "released"}],
+)
+def test_every_kind_of_change_starts_at_nothing_learns_and_folds(options):
+    x = jax.random.normal(jax.random.key(1), (2, 5, 7, 3))
+    plain = Layers()
+    model = adapters.apply(plain, "lora", rank=2, alpha=4.0, targets=(".*",), **options)
+    np.testing.assert_allclose(model(x), plain(x), rtol=1e-6, atol=1e-6)
+    model = trained(model)
+    parts = split(model)
+
+    def loss(trainable):
+        return jnp.square(merge(parts.graph, trainable, parts.frozen, parts.state)(x)).sum()
+
+    for path, gradient in flatten(jax.jit(jax.grad(loss))(parts.trainable)).items():
+        assert np.asarray(gradient).any(), path
+    if "dora" in options:
+        model.linear.magnitude[...] = model.linear.magnitude[...] * jnp.linspace(0.5, 2, 5)[None]
+    changed = model(x)
+    assert np.abs(changed - plain(x)).max() > 1e-2
+    folded = adapters.fold(model, strict=True)
+    assert set(variables(folded)) == set(variables(plain))
+    np.testing.assert_allclose(folded(x), changed, rtol=1e-5, atol=1e-5)
+
+
+def test_dora_learns_lengths_of_columns_and_lora_their_directions(plain):
+    model = trained(adapters.apply(plain, "lora", rank=2, dora=True))
+    layer, frozen = model.blocks[0].attn.inner.qkv, plain.blocks[0].attn.inner.qkv.kernel[...]
+    assert layer.magnitude.shape == (2, 96)  # of q and v
+    layer.magnitude[...] = layer.magnitude[...] * 1.5
+    found = np.asarray(layer.folded().kernel[...])
+    changed = np.asarray(frozen + layer.lora.matrix())
+    factors = 1.5 * np.linalg.norm(frozen, axis=0) / np.linalg.norm(changed, axis=0)
+    factors[96:192] = 1.0
+    np.testing.assert_allclose(found, changed * factors, rtol=1e-5, atol=1e-6)
+    assert np.abs(factors - 1.5)[:96].max() > 1e-3
 
 
 def test_lora_goes_with_other_methods_of_which_those_that_cannot_be_folded_stay(plain, images):

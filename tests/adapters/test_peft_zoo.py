@@ -26,6 +26,7 @@ BACKBONES = {
 }
 # Method, options, backbone, and what the papers and released codes count.
 COUNTS = [
+    ("lora", {"dora": True}, "vit", 313_344),
     ("ssf", {}, "vit", 205_824),
     ("ssf", {}, "convnext", 255_232),
     ("svf", {}, "resnet", 12_544),

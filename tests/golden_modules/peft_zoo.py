@@ -9,8 +9,10 @@ from flax import nnx
 
 from tests.golden_modules import peft_ssf, peft_svf
 from tests.golden_modules.fields import Fields, same
+from tests.golden_modules.pad_models import nhwc
+from tests.golden_modules.rein_backbones import nchw
 from vadapt.adapters.changed import change
-from vadapt.adapters.lora import Lora, LowRank
+from vadapt.adapters.lora import FilterLowRank, Lora, LowRank
 from vadapt.weights.load import with_arrays
 
 Arrays = dict[str, Any]
@@ -38,5 +40,37 @@ def lora(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {"y": lora_layer(config, params)(inputs["x"])}
 
 
-MODULES = {"Linear": lora, "MergedLinear": lora, **peft_ssf.MODULES, **peft_svf.MODULES}
+def lora_conv(config: Fields, params: Arrays) -> Any:
+    """The convolution of a golden file, in the released code's convention."""
+    inputs, side, padding = config["in_channels"], config["kernel"], config["padding"]
+    rngs = nnx.Rngs(0)
+    plain = nnx.Conv(
+        inputs,
+        config["out_channels"],
+        (side, side),
+        strides=config["stride"],
+        padding=((padding, padding),) * 2,
+        rngs=rngs,
+    )
+    values = {
+        "kernel": params["conv.weight"].transpose(2, 3, 1, 0),
+        "bias": params["conv.bias"],
+        "lora/down": params["lora_A"],
+        "lora/up": params["lora_B"],
+    }
+    lora = FilterLowRank(plain, config["r"], alpha=config["alpha"], rngs=rngs)
+    return with_arrays(change(Lora, plain, lora), values)
+
+
+def lora_conv2d(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    return {"y": nchw(lora_conv(config, params)(nhwc(inputs["x"])))}
+
+
+MODULES = {
+    "Linear": lora,
+    "MergedLinear": lora,
+    "Conv2d": lora_conv2d,
+    **peft_ssf.MODULES,
+    **peft_svf.MODULES,
+}
 MADE = peft_svf.MADE

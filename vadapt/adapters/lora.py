@@ -1,6 +1,7 @@
-"""LoRA: frozen layers with a trained product of two thin matrices beside them.
+"""LoRA: frozen layers with a trained product of two thin matrices beside them; DoRA too.
 
-Source: arXiv:2106.09685; parts of a fused projection, and convolutions, as in its released code.
+Source: arXiv:2106.09685; parts of a fused projection as in its released code, whose convolutions
+are `convolutions="released"`. DoRA: arXiv:2402.09353.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float
 
 from vadapt.adapters import surgery
 from vadapt.adapters.changed import Changed, change
-from vadapt.errors import ConfigError
+from vadapt.errors import ConfigError, nearest
 from vadapt.nn.drop import OptionalKey, layer_key
 from vadapt.nn.drop import dropout as drop
 from vadapt.nn.sites import Site
@@ -72,9 +73,51 @@ class LowRank(nnx.Module):
 
     def _placed(self, change: Float[Array, "*b p o"]) -> Float[Array, "*b n"]:
         """The parts side by side, with zeros for those that stay."""
-        zeros = jnp.zeros_like(change[..., 0, :])
-        found = {part: change[..., i, :] for i, part in enumerate(self.parts)}
-        return jnp.concatenate([found.get(i, zeros) for i in range(self.num_parts)], axis=-1)
+        return placed(change, self.parts, self.num_parts, jnp.zeros_like(change[..., 0, :]))
+
+
+def placed(
+    chosen: Float[Array, "*b p o"], parts: Sequence[int], num_parts: int, other: Array
+) -> Float[Array, "*b n"]:
+    """Parts of outputs side by side: the chosen ones, and `other` for each that is not."""
+    found = {part: chosen[..., i, :] for i, part in enumerate(parts)}
+    return jnp.concatenate([found.get(i, other) for i in range(num_parts)], axis=-1)
+
+
+class FilterLowRank(nnx.Module):
+    """A change of a convolution as LoRA's released code has it: a product of rank r times k.
+
+    The product [out / groups * k, in * k] is read row by row as [out, in / groups, k, k], so that
+    it is no low rank of the kernel as a matrix.
+
+    Raises:
+        ConfigError: a kernel that is not square.
+    """
+
+    parts, num_parts = (0,), 1
+
+    def __init__(
+        self, layer: nnx.Conv, rank: int, *, alpha: float, rate: float = 0.0, rngs: nnx.Rngs
+    ):
+        *sides, inputs, outputs = layer.kernel.shape
+        if len(set(sides)) > 1 or len(sides) != 2:
+            raise ConfigError(
+                f"lora's released convolutions are of square kernels, and this one is of {sides}; "
+                "choose convolutions='unfolded'"
+            )
+        side, groups = sides[0], layer.feature_group_count
+        self.scale, self.rate = alpha / rank, rate
+        limit = (inputs * groups * side) ** -0.5  # Kaiming-uniform with a = sqrt(5)
+        shape = (rank * side, inputs * groups * side)
+        self.down = Adapter(jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit))
+        self.up = Adapter(jnp.zeros((outputs // groups * side, rank * side), jnp.float32))
+        self.shape = (outputs, inputs, side, side)
+
+    def matrix(self) -> Float[Array, "i o"]:
+        """The change of the kernel, in float32."""
+        down, up = (matrix[...].astype(jnp.float32) for matrix in (self.down, self.up))
+        filters = (self.scale * (up @ down)).reshape(self.shape)
+        return filters.transpose(2, 3, 1, 0).reshape(-1, self.shape[0])
 
 
 class Layout(NamedTuple):
@@ -119,6 +162,11 @@ class Layout(NamedTuple):
         order = (*self.inputs, *self.outputs)
         return matrix.reshape([shape[i] for i in order]).transpose(np.argsort(order))
 
+    def matrix(self, kernel: Float[Array, "*k"]) -> Float[Array, "i o"]:
+        """A kernel as the matrix that it is."""
+        order = (*self.inputs, *self.outputs)
+        return kernel.transpose(order).reshape(self.sizes(kernel.shape))
+
 
 class Lora(Changed):
     """A layer with a low-rank change beside its frozen kernel, which keeps its path.
@@ -126,38 +174,75 @@ class Lora(Changed):
     Args:
         lora: of the kernel as a matrix.
         number: of the layer in its block, so that each draws its own dropout.
+        dora: what comes out is scaled to a learned length of each column of the changed kernel,
+            which starts as that of the frozen one; of linear layers and convolutions.
     """
 
-    method, adds = "lora", ("lora",)
+    method, adds = "lora", ("lora", "magnitude")
     kernel: nnx.Param
+    bias: nnx.Param | None
 
-    def __init__(self, layer: Any, lora: LowRank, number: int = 0):
+    def __init__(
+        self, layer: Any, lora: LowRank | FilterLowRank, number: int = 0, *, dora: bool = False
+    ):
         super().__init__(layer)
         self.layout = Layout.of(layer)
         self.lora = lora
         self.number = number
+        self.magnitude = Adapter(self._chosen(self._lengths())) if dora else None
 
     def __call__(self, inputs: Float[Array, "*b"], *args: Any, **kwargs: Any) -> Array:
-        frozen: Any = super().__call__
         key = layer_key(self.number)
-        return frozen(inputs, *args, **kwargs) + self._change(inputs, key)
+        if self.magnitude is None:
+            frozen: Any = super().__call__
+            return frozen(inputs, *args, **kwargs) + self._change(inputs, key)
+        y = self._without_bias()(inputs, *args, **kwargs) + self._change(inputs, key)
+        y = y * jnp.broadcast_to(self._ratio().astype(y.dtype), y.shape)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
     def folded(self) -> Any:
         """A plain layer that computes the same, without dropout."""
-        plain, kernel = self.plain_layer(), self.kernel[...]
-        change = self.layout.kernel(self.lora.matrix(), kernel.shape)
-        plain.kernel = nnx.Param((kernel.astype(jnp.float32) + change).astype(kernel.dtype))
+        plain, kernel = self.plain_layer(), self._changed()
+        if self.magnitude is not None:
+            kernel = kernel * jnp.broadcast_to(self._ratio(), kernel.shape)
+        plain.kernel = nnx.Param(kernel.astype(self.kernel.dtype))
         return plain
+
+    def _changed(self) -> Array:
+        """The kernel with its change, in float32."""
+        change = self.layout.kernel(self.lora.matrix(), self.kernel.shape)
+        return self.kernel[...].astype(jnp.float32) + change
+
+    def _lengths(self) -> Float[Array, " o"]:
+        """The length of each column of the changed kernel; no gradient flows through it."""
+        columns = self.layout.matrix(jax.lax.stop_gradient(self._changed()))
+        return jnp.linalg.norm(columns, axis=0)
+
+    def _chosen(self, row: Float[Array, " o"]) -> Float[Array, "p o2"]:
+        """Of numbers for all outputs those of the parts that change."""
+        return row.reshape(self.lora.num_parts, -1)[jnp.asarray(self.lora.parts)]
+
+    def _ratio(self) -> Float[Array, " o"]:
+        """What each output is multiplied with: its learned length over that of its column."""
+        assert self.magnitude is not None
+        lengths = self._chosen(self._lengths())
+        ratio = self.magnitude[...].astype(jnp.float32) / jnp.maximum(lengths, 1e-30)
+        return placed(ratio, self.lora.parts, self.lora.num_parts, jnp.ones_like(ratio[0]))
+
+    def _without_bias(self) -> Any:
+        layer = self.plain_layer()
+        layer.bias = nnx.data(None)
+        if hasattr(layer, "use_bias"):
+            layer.use_bias = False
+        return layer
 
     def _change(self, x: Array, key: OptionalKey) -> Array:
         lora, shape = self.lora, self.kernel.shape
-        if isinstance(self, nnx.Linear):
+        if isinstance(self, nnx.Linear) and isinstance(lora, LowRank):
             return lora(x, key)
-        layer, x = self.plain_layer(), drop(x, lora.rate, key)
-        layer.bias = nnx.data(None)
-        if isinstance(layer, nnx.Conv):
-            layer.use_bias = False
-        if isinstance(self, nnx.Conv) and self.feature_group_count == 1:
+        layer, x = self._without_bias(), drop(x, lora.rate, key)
+        grouped = getattr(self, "feature_group_count", 1) > 1
+        if isinstance(self, nnx.Conv) and isinstance(lora, LowRank) and not grouped:
             thin = lora.down[0].reshape(*shape[:-1], -1)
             layer.kernel, layer.out_features = nnx.Param(thin), thin.shape[-1]
             layer.kernel_shape = thin.shape
@@ -167,6 +252,9 @@ class Lora(Changed):
         return layer(x)
 
 
+CONVOLUTIONS = ("unfolded", "released")
+
+
 def apply(
     model: Any,
     *,
@@ -174,6 +262,8 @@ def apply(
     alpha: float | None = None,
     dropout: float = 0.0,
     targets: Sequence[str] = ("q", "v"),
+    convolutions: str = "unfolded",
+    dora: bool = False,
     rngs: nnx.Rngs | None = None,
 ) -> Any:
     """Put low-rank changes beside frozen layers; the given model stays as it is.
@@ -190,6 +280,10 @@ def apply(
         targets: names of layers ("proj", "fc1", ...), what they do ("mlp_in", or "q", "k", "v" for
             parts of a fused projection), or regular expressions for whole paths, such as
             "stages/./.*conv" (see `surgery.replace`).
+        convolutions: what a change of theirs is of rank `rank`: the kernel as a matrix of
+            k * k * inputs rows ("unfolded"), or what `FilterLowRank` says ("released").
+        dora: learn the length of each column of the kernels besides (arXiv:2402.09353). It starts
+            as that of the kernel now: give a model that has its weights.
 
     Raises:
         ConfigError: a target that is nowhere, a rank below 1, or changes that are there already.
@@ -209,25 +303,31 @@ def apply(
             f"dropout of lora acts in the blocks of a backbone, and {type(model).__name__} is "
             "none; set dropout=0"
         )
+    if convolutions not in CONVOLUTIONS:
+        known = nearest(convolutions, CONVOLUTIONS)
+        raise ConfigError(f"lora: unknown convolutions {convolutions!r}; {known}")
     rngs = rngs or nnx.Rngs(0)
     numbers: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
-    alpha = rank if alpha is None else alpha
+    options = {"alpha": rank if alpha is None else alpha, "rate": dropout, "rngs": rngs}
 
     def make(site: Site, parts: tuple[int, ...] | None) -> Any:
         layer: Any = site.module
-        lora = LowRank(
-            *Layout.of(layer).sizes(layer.kernel.shape),
-            rank=rank,
-            parts=(0,) if parts is None else parts,
-            num_parts=1 if parts is None else len(site.roles),
-            alpha=alpha,
-            rate=dropout,
-            rngs=rngs,
-        )
+        sizes = Layout.of(layer).sizes(layer.kernel.shape)
+        if dora and not isinstance(layer, nnx.Linear | nnx.Conv):
+            raise ConfigError(
+                f"dora is of linear layers and convolutions, and {site.path} is a "
+                f"{type(layer).__name__}; leave this layer out of the targets"
+            )
+        if isinstance(layer, nnx.Conv) and convolutions == "released":
+            lora: Any = FilterLowRank(layer, rank, **options)
+        elif parts is None:
+            lora = LowRank(*sizes, rank, **options)
+        else:
+            lora = LowRank(*sizes, rank, parts=parts, num_parts=len(site.roles), **options)
         # Block by block, so that alike blocks stay alike.
         block = re.match(r"(blocks/\d+/|stages/\d+/\d+/)?", site.path)
         assert block is not None
-        return change(Lora, layer, lora, next(numbers[block[0]]))
+        return change(Lora, layer, lora, next(numbers[block[0]]), dora=dora)
 
     kinds = ("linear", "conv")
     return surgery.replace(model, targets, make, kinds=kinds, method="lora")
