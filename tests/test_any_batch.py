@@ -57,6 +57,7 @@ CASES = {
     "vig": partial(alone, partial(models.create, "vig_micro", image_size=SIDE)),
     "sam": partial(alone, partial(models.create, "sam_base", neck=8, global_blocks=(1,), **TOY)),
     "resnet": partial(alone, partial(models.create, "resnet50", base_width=4)),
+    "swin": partial(alone, partial(models.create, "swin_micro", window=2)),
     "convnext": partial(
         alone, partial(models.create, "convnext_tiny", depths=(1,) * 4, widths=(8,) * 4)
     ),

@@ -77,7 +77,7 @@ PAIRS = [
     (method, name)
     for method in METHODS
     if method in OPTIONS
-    for name in (*TRUNKS, "windows", "convnext", "resnet", "vig")
+    for name in (*TRUNKS, "windows", "convnext", "resnet", "swin", "vig")
 ]
 
 
@@ -155,7 +155,7 @@ def check_traces(method, name, parts, images):
         found = gradient()
     assert jax.tree.map(jnp.shape, found) == shapes
     # Blocks that a method acts around, that differ, or that keep statistics are not.
-    alone = name in ("windows", "resnet") or (name in TRUNKS and method in ("rein", "spm"))
+    alone = name in ("windows", "resnet", "swin") or (name in TRUNKS and method in ("rein", "spm"))
     refused = pytest.raises(ConfigError, match="needs two blocks in a row that are alike")
     with scanned(), refused if alone else contextlib.nullcontext():
         found = gradient()

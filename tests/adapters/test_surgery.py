@@ -13,6 +13,7 @@ from tests.compiled import run
 from vadapt.adapters.lora import Lora
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.resnet import ResNet
+from vadapt.backbones.swin import Swin
 from vadapt.backbones.vig import ViG
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError
@@ -55,6 +56,10 @@ MODELS = {
         ("dwconv", "mlp_in"),
     ),
     "resnet": (lambda: ResNet(18, base_width=4, rngs=nnx.Rngs(0)), ("stages/[01]/.*/conv",)),
+    "swin": (
+        lambda: Swin(depths=(2, 2), width=4, num_heads=(1, 2), window=2, rngs=nnx.Rngs(0)),
+        ("fc1", "q"),
+    ),
     "vig": (
         lambda: ViG(
             widths=(8, 16), depths=(1, 1), reductions=(1, 1), image_size=(16, 24), k=2,

@@ -28,7 +28,7 @@ import jax, numpy as np, vadapt
 from flax import nnx
 from PIL import Image
 from vadapt.errors import ShapeError
-for name in ("vit_micro", "sam_base", "convnext_tiny", "resnet50", "vig_micro"):
+for name in ("vit_micro", "sam_base", "convnext_tiny", "swin_tiny", "resnet50", "vig_micro"):
     model = nnx.eval_shape(lambda: vadapt.create(name))
     for text in {list(WRONG)!r}:
         try:
@@ -59,6 +59,6 @@ def test_every_backbone_refuses_it():
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
-    assert len(lines) == 5 * len(WRONG)
-    for line, words in zip(lines, [*WRONG.values()] * 5, strict=True):
+    assert len(lines) == 6 * len(WRONG)
+    for line, words in zip(lines, [*WRONG.values()] * 6, strict=True):
         assert words in line

@@ -13,6 +13,7 @@ import vadapt
 from tests.compiled import run
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.swin import Swin
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.nn.hooks import Hook, add_hook
@@ -39,6 +40,7 @@ TRUNKS = {
     "windows": lambda: SAMEncoder(
         **SIZE, depth=3, window=2, global_blocks=[1], neck=None, rngs=nnx.Rngs(0)
     ),
+    "shifted": lambda: Swin(depths=(2, 1), width=4, num_heads=(1, 2), window=2, rngs=nnx.Rngs(0)),
     "staged": lambda: ConvNeXt(depths=(1, 2), widths=(4, 8), normed=(0, 1), rngs=nnx.Rngs(0)),
 }
 

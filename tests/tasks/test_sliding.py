@@ -14,6 +14,7 @@ from vadapt import sharding
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.swin import Swin
 from vadapt.backbones.vig import ViG
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
@@ -171,6 +172,7 @@ BACKBONES = {
     "convnext": lambda rngs: ConvNeXt(
         depths=(1, 1), widths=(4, 8), layer_scale=1.0, normed=(1,), rngs=rngs
     ),
+    "swin": lambda rngs: Swin(depths=(1, 1), width=4, num_heads=(1, 1), window=2, rngs=rngs),
     "resnet": lambda rngs: ResNet(18, base_width=4, rngs=rngs),
     "vig": lambda rngs: ViG(
         widths=(8, 8), depths=(1, 1), k=2, reductions=(1, 1), image_size=32, rngs=rngs

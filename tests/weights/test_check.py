@@ -12,6 +12,7 @@ from vadapt.weights.__main__ import main
 from vadapt.weights.families.convnext import CONVNEXT
 from vadapt.weights.families.dinov2 import DINOV2_HF
 from vadapt.weights.families.sam import SAM
+from vadapt.weights.families.swin import SWIN_HF, SWIN_TIMM
 from vadapt.weights.families.vit import VIT_HF
 from vadapt.weights.files import write_arrays
 from vadapt.weights.summary import summary_of_features
@@ -35,6 +36,8 @@ def shapes_of(name, table, **options):
         ("dinov2_base_reg", DINOV2_HF, {}),
         ("sam_base", SAM, {}),
         ("convnext_small", CONVNEXT, {}),
+        ("swin_tiny", SWIN_TIMM, {}),
+        ("swin_base", SWIN_HF, {"window": 12}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -79,5 +82,5 @@ def test_every_kind_of_file_finds_backbones():
     kinds = {name.split("_")[0].rstrip("0123456789") for name in BACKBONES}
     assert kinds == {
         *("vit", "dinov", "clip", "siglip", "eva", "sam"),
-        *("resnet", "convnext", "pvig", "vig"),
+        *("resnet", "convnext", "swin", "pvig", "vig"),
     }

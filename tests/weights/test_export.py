@@ -9,10 +9,12 @@ import pytest
 from tests.backbones.test_sam import small as small_sam
 from tests.weights.test_convnext import small as small_convnext
 from tests.weights.test_resnet import small as small_resnet
+from tests.weights.test_swin import small as small_swin
 from vadapt import adapters, models
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.swin import Swin
 from vadapt.backbones.vit import ViT
 from vadapt.errors import WeightsError
 from vadapt.partition import variables
@@ -94,6 +96,12 @@ def test_what_the_family_cannot_say_is_refused(options, message, tmp_path):
             "convnext",
             "no four stages; no norm of the last stage",
         ),
+        (
+            lambda: small_swin(window=(3, 3, 3, 2), norm_epsilon=1e-6, normed=(0, 3)),
+            "swin",
+            "norms of other stages; no windows of one size; no norms' epsilon of 1e-5",
+        ),
+        (lambda: small_swin(always_partition=True), "swin", "whole windows on maps of any size"),
     ],
 )
 def test_other_models_are_refused(create, family, message, tmp_path):
@@ -104,7 +112,7 @@ def test_other_models_are_refused(create, family, message, tmp_path):
 
 def test_families_are_of_traits_that_there_are():
     known = {ViT: dinov2(), SAMEncoder: small_sam(), ResNet: small_resnet(18)}
-    known[ConvNeXt] = small_convnext()
+    known |= {ConvNeXt: small_convnext(), Swin: small_swin()}
     for name, family in forms().items():
         traits = TRAITS[family.kind](known[family.kind]).keys()
         assert (family.has | family.may) <= traits, name
@@ -122,6 +130,7 @@ def test_families_are_of_traits_that_there_are():
         "sam": "sam_huge",
         "resnet": "resnet50",
         "convnext": "convnext_tiny",
+        "swin": "swin_base",
     }.items(),
 )
 def test_families_are_found_by_the_backbones_name(family, backbone):

@@ -21,8 +21,9 @@ class Staged(Trunk):
 
     A kind of it sets the four attributes below and overrides `enter` and, where it has norms for
     maps that leave, `leave`. Blocks are called as block(map, key) and keep the map's shape, but
-    for the first of a stage; a method that adapts one replaces it in `stages`. `features` counts
-    stages; hooks count blocks, through all stages.
+    for the first of a stage; a method that adapts one replaces it in `stages`. Where blocks take
+    tokens instead, `advance` makes these of the map, and `context` says what else blocks take.
+    `features` counts stages; hooks count blocks, through all stages.
     """
 
     counts = "stages"
@@ -43,6 +44,14 @@ class Staged(Trunk):
     def enter(self, x: Float[Array, "b h w c"], stage: int) -> Float[Array, "b h2 w2 d"]:
         """Return the input of a stage's first block, of the images (stage 0) or the last map."""
         raise NotImplementedError
+
+    def advance(self, x: Tokens, stage: int) -> Tokens:
+        """Return what a stage's first block takes, of the images (stage 0) or the last stage's."""
+        return x.with_array(self.enter(x.array, stage))
+
+    def context(self, x: Tokens) -> tuple[Any, ...]:
+        """Return what blocks are called with besides an array and a key."""
+        return ()
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, key: OptionalKey = None
@@ -65,9 +74,14 @@ class Staged(Trunk):
         seen, first = {}, 0
         for stage in range(max(taps, default=self.depth - 1) + 1):
             blocks, end = self.stages[stage], self.ends[stage]
-            x = passed.x.with_array(self.enter(passed.x.array, stage))
             passed = run_blocks(
-                blocks, x, hooks=passed.hooks, taps=(end,), keys=keys[first : end + 1], first=first
+                blocks,
+                self.advance(passed.x, stage),
+                hooks=passed.hooks,
+                taps=(end,),
+                keys=keys[first : end + 1],
+                context=self.context,
+                first=first,
             )
             seen[stage], first = passed.seen[end], end + 1
         return passed._replace(seen=seen)

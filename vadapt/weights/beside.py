@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vadapt.backbones.named import Statistics
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.swin import Swin
 from vadapt.backbones.vit import ViT
 from vadapt.errors import WeightsError
 from vadapt.nn.activations import gelu_exact, gelu_quick, gelu_tanh
@@ -75,6 +76,13 @@ def facts_of(backbone: Any) -> Facts:
     """What a backbone computes by, where no shape tells, by transformers' names of fields."""
     if isinstance(backbone, ResNet):
         return {"hidden_act": "relu", "downsample_in_bottleneck": False}
+    if isinstance(backbone, Swin):
+        block = backbone.stages[0][0]
+        return {
+            "hidden_act": _name_of(block.mlp.inner.activation),
+            "layer_norm_eps": block.mlp.norm.epsilon,
+            "window_size": block.attn.inner.window,
+        }
     if not isinstance(backbone, ViT | SAMEncoder):
         return {}
     blocks: list[Any] = list(backbone.blocks)

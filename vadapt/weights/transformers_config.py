@@ -10,6 +10,7 @@ from flax import nnx
 from vadapt.backbones.convnext import ConvNeXt
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.sam import SAMEncoder
+from vadapt.backbones.swin import EPSILON, Swin
 from vadapt.backbones.vit import ViT
 from vadapt.nn.activations import gelu_exact, gelu_quick, gelu_tanh
 from vadapt.nn.mlp import SwiGLU, swiglu_hidden
@@ -90,11 +91,28 @@ def _convnext_traits(model: Any) -> Traits:
     }
 
 
+def _swin_traits(model: Any) -> Traits:
+    number, blocks = len(model.stages), [block for stage in model.stages for block in stage]
+    attentions = [block.attn.inner for block in blocks]
+    mlp = blocks[0].mlp.inner
+    return {
+        "four stages": number == 4,
+        "norm of the last stage": str(number - 1) in model.norms,
+        "norms of other stages": bool(set(model.norms) - {str(number - 1)}),
+        "windows of one size": len({attn.window for attn in attentions}) == 1,
+        "whole windows on maps of any size": attentions[0].always_partition,
+        "norms' epsilon of 1e-5": blocks[0].mlp.norm.epsilon == EPSILON,
+        "known activation": mlp.activation in ACTIVATIONS,
+        "bias of queries, keys and values": attentions[0].qkv.bias is not None,
+    }
+
+
 TRAITS: dict[type[nnx.Module], Callable[[Any], Traits]] = {
     ViT: _vit_traits,
     SAMEncoder: _sam_traits,
     ResNet: _resnet_traits,
     ConvNeXt: _convnext_traits,
+    Swin: _swin_traits,
 }
 
 
