@@ -17,8 +17,9 @@ from vadapt.backbones.swin import Swin
 from vadapt.backbones.vit import ViT
 from vadapt.errors import ConfigError, ShapeError
 from vadapt.nn.hooks import Hook, add_hook
+from vadapt.nn.plans import Parallel
 from vadapt.nn.tokens import Tokens
-from vadapt.nn.trunk import Parallel, run_blocks
+from vadapt.nn.trunk import run_blocks
 from vadapt.partition import Prompt
 from vadapt.remat import rematerialise, scanned
 

@@ -14,26 +14,10 @@ from vadapt import remat
 from vadapt.errors import ConfigError
 from vadapt.nn.drop import OptionalKey, drawing_from
 from vadapt.nn.hooks import Hook, Hooks, hooks_of
+from vadapt.nn.plans import Parallel, Plan, check, executed
 from vadapt.nn.sites import Site
 from vadapt.nn.sites import sites as sites_of
 from vadapt.nn.tokens import Tokens
-
-
-class Parallel(NamedTuple):
-    """Blocks that all take the same and whose outputs are averaged, in a plan.
-
-    Args:
-        blocks: their numbers.
-        loops: how many times in a row.
-    """
-
-    blocks: tuple[int, ...]
-    loops: int = 1
-
-
-# The order in which blocks run: numbers, which may be left out, repeat and stand in any order, and
-# groups that run side by side. Source: Transformer Layers as Painters, arXiv:2407.09298.
-Plan = Sequence[int | Parallel]
 
 
 class Passed(NamedTuple):
@@ -60,8 +44,9 @@ def run_blocks(
     Args:
         blocks: modules called as block(array, key, *context), which keep the array's shape, but for
             the first of a stage.
-        plan: the order; None for each once. Parameters and hooks belong to a block, wherever and
-            however often it runs.
+        plan: the order, see `vadapt.nn.plans`; None for each once. Parameters and hooks belong to
+            a block, wherever and however often it runs. Blocks of a group that are alike, and that
+            nothing acts around, run as one, over their stacked weights.
         taps: numbers of blocks whose output is wanted. A tap at a block that a plan leaves out
             takes the nearest lower one that runs; one inside a group takes the group's mean.
         keys: of the blocks, in training.
@@ -69,7 +54,7 @@ def run_blocks(
         first: number of the first of the blocks, for hooks and taps.
 
     Raises:
-        ConfigError: the plan names a block that does not exist, or leaves out all up to a tap.
+        ConfigError: the plan cannot be run (`plans.check`), or leaves out all up to a tap.
     """
     keys = [None] * len(blocks) if keys is None else keys
     hooks = Hooks() if hooks is None else hooks
@@ -85,14 +70,17 @@ def run_blocks(
             x = _scan([blocks[i] for i in step], x, [keys[i] for i in step], context)
             shown, numbers = x, step[-1:]
         elif isinstance(step, Parallel):
-            shown = x
+            acted_on = any(h.acts(first + i) for h in hooks.modules for i in step.blocks)
+            together = not acted_on and _are_alike([blocks[i] for i in step.blocks])
             for _ in range(step.loops):
-                each = []
-                for number in step.blocks:
-                    y, _, hooks = call(number, x, hooks)
-                    each.append(y.without_prompts())
-                x = shown = each[0].with_array(sum(y.array for y in each) / len(each))
-            numbers = step.blocks
+                if together:
+                    chosen = [(blocks[i], keys[i]) for i in step.blocks]
+                    total = x.with_array(_sum_of(chosen, x, context)).without_prompts().array
+                else:
+                    total, hooks = _sum_by_turns(step.blocks, x, hooks, call)
+                x = x.without_prompts()
+                x = x.with_array(_merged(step, x.array, total))
+            shown, numbers = x, step.blocks
         else:
             x, shown, hooks = call(step, x, hooks)
             numbers = (step,)
@@ -139,14 +127,10 @@ def _call(
 
 def _sources(order: Plan, number: int, first: int, taps: Collection[int]) -> dict[int, int]:
     """The block whose output each tap takes."""
-    executed = [
-        i for step in order for i in (step.blocks if isinstance(step, Parallel) else [step])
-    ]
-    if unknown := [i for i in executed if not 0 <= i < number]:
-        raise ConfigError(f"blocks {unknown} in the plan of a model of {number}")
+    running = executed(check(order, number))
     found = {}
     for tap in taps:
-        lower = [first + i for i in executed if first + i <= tap]
+        lower = [first + i for i in running if first + i <= tap]
         if not lower:
             raise ConfigError(f"the plan runs no block up to {tap}, where a map is wanted")
         found[tap] = max(lower)
@@ -204,19 +188,70 @@ def _scan(
     context: Callable[[Tokens], tuple[Any, ...]],
 ) -> Tokens:
     """Alike blocks as one loop in the compiled program, over their stacked weights."""
+    call, stacked = _stacked(blocks, keys, context(x))
+    array, _ = jax.lax.scan(lambda array, one: (call(array, one), None), x.array, stacked)
+    return x.with_array(array)
+
+
+def _stacked(
+    blocks: Sequence[Any], keys: Sequence[OptionalKey], more: tuple[Any, ...]
+) -> tuple[Callable[[Array, Any], Array], Any]:
+    """A call of one of alike blocks, of an array and its slice of what is stacked; and that."""
     graph, _ = nnx.split(blocks[0])
     states = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     drawn = None if keys[0] is None else jnp.stack([key for key in keys if key is not None])
-    more = context(x)
 
-    def body(array: Array, one: Any) -> tuple[Array, None]:
+    def call(array: Array, one: Any) -> Array:
         state, key = one
         with drawing_from(key):
-            return remat.call(nnx.merge(graph, state), array, key, *more), None
+            return remat.call(nnx.merge(graph, state), array, key, *more)
 
-    array, _ = jax.lax.scan(body, x.array, (stacked, drawn))
-    return x.with_array(array)
+    return call, (stacked, drawn)
+
+
+# Groups that run side by side.
+
+
+def _are_alike(blocks: Sequence[Any]) -> bool:
+    """Whether blocks differ in their weights alone, so that these can be stacked."""
+    graphs = [nnx.split(block, nnx.Param, ...) for block in blocks]
+    return all(graph == graphs[0][0] and not jax.tree.leaves(rest) for graph, _, rest in graphs)
+
+
+def _sum_of(
+    chosen: Sequence[tuple[Any, OptionalKey]],
+    x: Tokens,
+    context: Callable[[Tokens], tuple[Any, ...]],
+) -> Float[Array, "b *n d"]:
+    """The sum of what alike blocks make of the same, computed as one."""
+    blocks, keys = zip(*chosen, strict=True)
+    call, stacked = _stacked(blocks, keys, context(x))
+    return jax.vmap(call, in_axes=(None, 0))(x.array, stacked).sum(axis=0)
+
+
+def _sum_by_turns(
+    numbers: Sequence[int],
+    x: Tokens,
+    hooks: Hooks,
+    call: Callable[[int, Tokens, Hooks], tuple[Tokens, Tokens, Hooks]],
+) -> tuple[Float[Array, "b *n d"], Hooks]:
+    """The sum of what blocks make of the same, one after the other; and the hooks after them."""
+    total = jnp.zeros_like(x.without_prompts().array)
+    for number in numbers:
+        y, _, hooks = call(number, x, hooks)
+        total = total + y.without_prompts().array
+    return total, hooks
+
+
+def _merged(
+    group: Parallel, before: Float[Array, "b *n d"], total: Float[Array, "b *n d"]
+) -> Float[Array, "b *n d"]:
+    """What goes on after a group, of what it took and the sum of what its blocks made of it."""
+    number = len(group.blocks)
+    if group.scale is None:
+        return total / number
+    return before + group.scale * (total - number * before)
 
 
 # What all trunks have in common.
