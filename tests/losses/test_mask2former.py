@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from tests.equations import equations, shapes
 from vadapt.losses import mask2former as losses
 
 CLASSES, QUERIES = 5, 7
@@ -90,6 +91,15 @@ def test_terms_are_named_and_finite_whatever_the_labels(rng, labels):
     assert not np.asarray(grads[1][:, 3]).any()  # an image without masks
     # As many queries have a mask as there are classes.
     assert (np.abs(np.asarray(grads[1])).sum((3, 4)) > 0).sum(-1).tolist() == [[3, 3, 1, 0]] * 3
+
+
+def test_no_loop_gives_masks_or_their_gradients(rng, labels):
+    case = (*draw_case(rng, labels), jax.random.key(0))
+    traced = value_and_grads.trace(*case).jaxpr.jaxpr
+    loops = [one for one in equations(traced) if one.primitive.name == "scan"]
+    # Costs of the matching, and points; neither has a gradient.
+    assert sum(one.params["length"] == 3 for one in loops) == 2
+    assert not [shape for one in loops for shape in shapes(one) if shape[-2:] == (6, 8)]
 
 
 def test_without_any_label_masks_cost_nothing(rng, labels):

@@ -101,15 +101,21 @@ def mask2former_loss(
     def cost(prediction: tuple[Array, Array, Array]) -> Array:
         return matching_cost(*prediction, labels, settings)
 
-    def sums(prediction: tuple[Array, Array, Array, Points]) -> Loss:
-        classes, masks, queries, points = prediction
-        return layer_sums(classes, masks, labels, queries, present, points, settings)
+    def least_certain(prediction: tuple[Array, Points]) -> Array:
+        return uncertain_points(*prediction, settings)
+
+    def sums(classes: Array, masks: Array, queries: Array, where: Array) -> Loss:
+        return layer_sums(classes, masks, labels, queries, present, where, settings)
 
     costs = jax.lax.map(cost, jax.lax.stop_gradient((classes, masks, points.matching)))
     # Every device matches its own images: the loop of a match is as long as its longest.
     queries = over_batch(_match_all, jnp.moveaxis(costs, 0, 1), present).swapaxes(0, 1)
+    # Masks that are compared are taken before any loop, and what has a gradient stands in none: a
+    # loop would write all masks' gradients, and what each turn keeps for them.
+    taken = jax.vmap(jax.vmap(_rows))(masks, jnp.maximum(queries, 0))
+    where = jax.lax.map(least_certain, jax.lax.stop_gradient((taken, points)))
     found = averages(
-        jax.lax.map(sums, (classes, masks, queries, points)), present, classes.shape[2], settings
+        jax.vmap(sums)(classes, taken, queries, where), present, classes.shape[2], settings
     )
     names = [f"d{i}." for i in range(depth - 1)] + [""]
     return {
@@ -187,21 +193,21 @@ def match(costs: Float[Array, "*b q k"], present: Bool[Array, "*b k"]) -> Int[Ar
 
 def layer_sums(
     classes: Float[Array, "b q k1"],
-    masks: Float[Array, "b q h w"],
+    masks: Float[Array, "b k h w"],
     labels: Int[Array, "b H W"],
     queries: Int[Array, "b k"],
     present: Bool[Array, "b k"],
-    points: Points,
+    where: Float[Array, "b k p 2"],
     settings: Settings = SETTINGS,
 ) -> Loss:
     """The terms of one prediction, each summed over queries or masks; see `averages`.
 
     Args:
+        masks: of the queries matched with each class.
         queries: of each class, by `match`; of no meaning where a class is not present.
+        where: the points at which masks are compared, by `uncertain_points`.
     """
     present = present & (queries >= 0)
-    masks = jax.vmap(lambda mask, query: mask[query])(masks, jnp.maximum(queries, 0))
-    where = uncertain_points(masks, points, settings)
     b, k, p, _ = where.shape
     logits = bilinear.sample(masks.reshape(b * k, *masks.shape[2:], 1), where.reshape(b * k, p, 2))
     logits, targets = logits.reshape(b, k, p), bilinear.sample_label(labels, where)
@@ -214,6 +220,10 @@ def layer_sums(
         "loss_mask": jnp.where(present, entropy, 0.0).sum(),
         "loss_dice": jnp.where(present, dice, 0.0).sum(),
     }
+
+
+def _rows(masks: Float[Array, "q h w"], queries: Int[Array, " k"]) -> Float[Array, "k h w"]:
+    return masks[queries]
 
 
 def averages(
