@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import vadapt
+from tests.equations import equations, shapes
 from vadapt import models
 from vadapt.adapters import rein
 from vadapt.errors import ConfigError, ShapeError, WeightsError
@@ -89,6 +90,18 @@ def test_every_parameter_has_a_gradient_and_none_is_nan(kind, depth):
         assert np.asarray(reached).any(), path
     for gradient in grads[1:]:
         assert all(np.asarray(x).any() for x in jax.tree.leaves(gradient))
+
+
+def test_masks_of_all_layers_are_two_products():
+    parts, maps, queries = split(build()), draw_maps(), queries_for("replaced")
+
+    def predictions(trainable, maps, queries):
+        return merge(parts.graph, trainable, parts.frozen, parts.state)(maps, queries)
+
+    traced = jax.make_jaxpr(predictions)(parts.trainable, maps, queries).jaxpr
+    products = [one for one in equations(traced) if one.primitive.name == "dot_general"]
+    made = [shape for one in products for shape in shapes(one) if len(shape) == 5]
+    assert sorted(np.prod(shape) // (2 * QUERIES * 8 * 12) for shape in made) == [1, 3]
 
 
 def test_predictions_are_float32_whatever_the_compute_type():

@@ -192,13 +192,16 @@ class Mask2FormerHead(nnx.Module):
         small = [
             resize_bilinear(features.astype(jnp.float32), size_of(memory)) for memory in memories
         ]
-        found = [self._predict(x, features)]
+        found = [x]
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS
             blocked = self._blocked(x, small[level])
             x = remat.call(layer, x, places, *sources[level], blocked)
-            found.append(self._predict(x, features))
-        return Predictions(*(jnp.stack(kind) for kind in zip(*found, strict=True)))
+            found.append(x)
+        # All but the last at once: features are read once, and their gradients added up inside of
+        # one product. The last by itself, as it is all that scores take.
+        parts = [self._predict(jnp.stack(some), features) for some in (found[:-1], found[-1:])]
+        return Predictions(*(jnp.concatenate(kind) for kind in zip(*parts, strict=True)))
 
     def scores(self, predictions: Predictions, size: tuple[int, int]) -> Float[Array, "b h w k"]:
         """Scores of every class at every pixel of an image of `size`, by the last predictions."""
@@ -251,10 +254,12 @@ class Mask2FormerHead(nnx.Module):
         first, second, third = self.mask_embed
         return x, third(jax.nn.relu(second(jax.nn.relu(first(x)))))
 
-    def _predict(self, x: Array, features: Map) -> tuple[Array, Array]:
-        """Logits of classes and of masks."""
+    def _predict(self, x: Float[Array, "l b q d"], features: Map) -> tuple[Array, Array]:
+        """Logits of classes and of masks, by queries as several layers left them."""
         x, embedded = self._embed(x)
-        masks = jnp.einsum("bqd,bhwd->bqhw", embedded, features, preferred_element_type=jnp.float32)
+        masks = jnp.einsum(
+            "lbqd,bhwd->lbqhw", embedded, features, preferred_element_type=jnp.float32
+        )
         return self.cls_embed(x).astype(jnp.float32), masks
 
     def _blocked(self, x: Array, features: Map) -> Bool[Array, "b q n"]:
