@@ -8,6 +8,7 @@ from flax import nnx
 
 import vadapt
 from tests import compiled
+from tests.equations import equations, shapes
 from vadapt import models
 from vadapt.adapters import rein
 from vadapt.backbones.staged import Staged
@@ -244,6 +245,20 @@ def gradients(model, images, policy):
 
     with rematerialise(policy):
         return flatten(jax.jit(jax.grad(loss))(parts.trainable))
+
+
+def test_gradients_of_tokens_are_not_added_up_block_by_block(images):
+    parts = split(vadapt.adapt(dinov2(), "rein", **SMALL))
+
+    def loss(trainable):
+        model = merge(parts.graph, trainable, parts.frozen, parts.state)
+        return jnp.square(model.features(images)).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(parts.trainable).jaxpr
+    tokens = [one.primitive.name for one in equations(traced) if (3, 5, 16) in shapes(one)]
+    assert tokens.count("concatenate") == 2  # of tokens, and of what they say
+    assert "pad" not in tokens
+    assert tokens.count("add_any") <= 1
 
 
 def test_every_number_has_a_gradient_the_same_under_rematerialisation(images):

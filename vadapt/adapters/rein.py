@@ -106,10 +106,10 @@ class LayerLinear(nnx.Module):
 
 
 class Shared(NamedTuple):
-    """Values that all refined blocks share in a forward pass."""
+    """What the refined blocks read in a forward pass, an array for each."""
 
-    tokens: Float[Array, "l m d"]
-    values: Float[Array, "l m d"]
+    tokens: tuple[Float[Array, "m d"], ...]
+    values: tuple[Float[Array, "m d"], ...]
 
 
 class Rein(Hook):
@@ -184,7 +184,7 @@ class Rein(Hook):
 
     def start(self, images: Float[Array, "b h w c"]) -> Shared:
         tokens = self.all_tokens()
-        return Shared(tokens, self.token_to_feature(tokens).at[:, 0].set(0.0))
+        return Shared(_rows(tokens), _rows(self.token_to_feature(tokens).at[:, 0].set(0.0)))
 
     def acts(self, number: int) -> bool:
         return number in self.layers
@@ -215,6 +215,11 @@ class Rein(Hook):
         pooled = jnp.stack([layers.max(axis=0), layers.mean(axis=0), layers[-1]], axis=-1)
         # Channel by channel, the three side by side: not three blocks of channels.
         return self.merge(pooled.reshape(pooled.shape[0], -1))
+
+
+def _rows(x: Float[Array, "l m d"]) -> tuple[Float[Array, "m d"], ...]:
+    """One array a layer: gradients of a split are laid side by side once, those of x[i] added."""
+    return tuple(row[0] for row in jax.lax.split(x, [1] * x.shape[0]))
 
 
 @takes(Rein)
