@@ -11,6 +11,7 @@ import pytest
 from tests.planned import as_in_training, assert_adapters_promise, sent  # noqa: F401
 from tests.recipes import DEAR, DISTINCT, config_of, shrunk
 from vadapt import plan
+from vadapt.configs import parts
 from vadapt.errors import ConfigError
 from vadapt.runtime import chips
 from vadapt.tasks import make_task
@@ -51,6 +52,14 @@ def test_only_gradients_of_what_trains_travel(pad):
     """The adapters' promise on a pod: transfers of the trainable size, and a few scalars."""
     assert {(item["kind"], item["axis"]) for item in pad["collectives"]} == {("all-reduce", "data")}
     assert 0.4 * pad["trainable_bytes"] < sent(pad) <= pad["trainable_bytes"] + 1024
+
+
+def test_tables_of_relative_positions_travel_and_not_their_biases():
+    """In two blocks the biases that are made of them are an eighth of all that trains."""
+    config = shrunk("pad_soda")
+    config.task.layers = (1,)
+    config.head, config.neck = parts.named("linear"), parts.named("none")
+    assert_adapters_promise(plan.plan(config, "v5e:2x2"), config)
 
 
 def test_more_chips_at_the_same_batch_a_chip_do_the_same_each(pad):
