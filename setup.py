@@ -19,6 +19,8 @@ EXTRAS = {
     "hub": ["huggingface_hub>=1.0"],
     # Writes and reads StableHLO files.
     "export": ["flatbuffers"],
+    # Holds frozen matrices in int8.
+    "int8": ["qwix>=0.1.8"],
     # Also to plan for TPUs without one, on Linux.
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -41,6 +43,7 @@ EXTRAS["test"] = [
     *EXTRAS["roi"],
     *EXTRAS["hub"],
     *EXTRAS["export"],
+    *EXTRAS["int8"],
 ]
 
 

@@ -87,18 +87,17 @@ def make_pair(
 def jax_training(task: Any, config: Any, batch: Mapping[str, np.ndarray]) -> Training:
     """A task on one device, stepped as the loop does."""
     import jax
-    import jax.numpy as jnp
 
     from vadapt import sharding
     from vadapt.partition import count, split
+    from vadapt.quantization import store
     from vadapt.training.program import make_program
-    from vadapt.training.step import cast
 
     parts = split(task.build(pretrained=False), config.trainable)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     program = make_program(parts, task, config, mesh)
     whole = sharding.replicated(mesh)
-    frozen = jax.device_put(cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype)), whole)
+    frozen = jax.device_put(store(parts.frozen, config.parallel.frozen_dtype), whole)
     begin = jax.jit(program.begin, out_shardings=program.shardings)
     state = begin(jax.device_put(parts.trainable, whole), parts.state)
     placed = jax.device_put(dict(batch), sharding.batch_sharding(mesh))

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "vadapt"
 FLOORS = [
     {"beside", "configs", "datasets", "errors", "options", "registry", "command_line", "__init__"},
     {"partition", "packages", "remat", "micro_batches", "sharding", "drawing", "charts"}
-    | {"kernels", "losses", "data", "metrics"},
+    | {"quantization", "kernels", "losses", "data", "metrics"},
     {"nn"},
     {"backbones"},
     {"heads", "necks", "weights"},

@@ -7,7 +7,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,10 +17,10 @@ from vadapt import plan, predict, sharding
 from vadapt.data.scenes import make_scene
 from vadapt.errors import ConfigError
 from vadapt.partition import split
+from vadapt.quantization import store
 from vadapt.run import run
 from vadapt.tasks import make_task
 from vadapt.training.program import make_program
-from vadapt.training.step import cast
 
 pytestmark = pytest.mark.plans
 
@@ -99,7 +98,7 @@ def test_frozen_weights_in_the_compute_type_change_no_bit_of_a_step(name):
     step = jax.jit(program.step)
     results = []
     for dtype in ("float32", "bfloat16"):
-        frozen = cast(parts.frozen, jnp.dtype(dtype))
+        frozen = store(parts.frozen, dtype)
         results.append(step(frozen, program.begin(parts.trainable, parts.state), batch))
     for leaf, other in zip(*map(jax.tree.leaves, results), strict=True):
         assert np.array_equal(leaf, other, equal_nan=True)

@@ -28,6 +28,7 @@ from vadapt import sharding
 from vadapt.command_line import parse, print_error
 from vadapt.errors import VadaptError
 from vadapt.partition import human_bytes, num_bytes, split
+from vadapt.quantization import INT8, has_qwix
 from vadapt.remat import POLICIES
 from vadapt.run import full_training
 from vadapt.runtime import chips
@@ -211,8 +212,9 @@ def variants(config: Any) -> Iterator[tuple[str, Any]]:
     parallel = config.parallel
     if config.method.name != "none":
         yield "full training", full_training(config)
-    dtype = "float32" if parallel.frozen_dtype == "bfloat16" else "bfloat16"
-    yield f"frozen in {dtype}", changed(**{"parallel.frozen_dtype": dtype})
+    for dtype in ("float32", "bfloat16", INT8):
+        if dtype != parallel.frozen_dtype and (dtype != INT8 or has_qwix()):
+            yield f"frozen in {dtype}", changed(**{"parallel.frozen_dtype": dtype})
     for policy in POLICIES:
         if policy != parallel.step.remat:
             yield f"remat {policy}", changed(**{"parallel.step.remat": policy})

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, VadaptError
+from vadapt.quantization import INT8
 from vadapt.runtime.lock import locked
 from vadapt.runtime.storage import writing
 from vadapt.tasks import TASKS, make_task
@@ -301,6 +302,7 @@ def _export(task: Task[Model], config: Config, outcome: Outcome[Model], path: Pa
         options=dict(task.backbone_options),
         statistics=[np.broadcast_to(x, 3).tolist() for x in (config.data.mean, config.data.std)],
         config=_for_use(config),
+        frozen_dtype=INT8 if config.parallel.frozen_dtype == INT8 else None,
         **_known(task),
     )
     if config.run.save_model:

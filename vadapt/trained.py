@@ -23,6 +23,7 @@ from vadapt.exporting import export_answers
 from vadapt.found_run import FoundRun, candidates_of, find_run, places, with_value
 from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Adapter, Prompt, merge, split, variables
+from vadapt.quantization import INT8
 from vadapt.tasks import TASKS, make_task
 from vadapt.tasks.inputs import normalise
 from vadapt.training.loop import open_checkpoints
@@ -32,6 +33,7 @@ from vadapt.weights.adapter_file import AdapterInfo, load_adapter
 from vadapt.weights.base import BACKBONE
 from vadapt.weights.files import read_arrays
 from vadapt.weights.patterns import ends_soon, texts
+from vadapt.weights.rounding import round_frozen
 from vadapt.weights.sources import arrays_of
 
 _SLACK = 2**24  # numbers that a model may have more than its files
@@ -329,7 +331,11 @@ def _build(task: Task[nnx.Module], *, pretrained: bool = True) -> nnx.Module:
 def _from_checkpoint(held: FoundRun, config: Any) -> LoadedRun:
     """The model of the newest checkpoint; its moving average, if there is one."""
     task = _task(held, config)
-    parts = split(task.build(), config.trainable)
+    model = task.build()
+    parts = split(model, config.trainable)
+    if config.parallel.frozen_dtype == INT8:
+        round_frozen(model, parts.frozen)
+        parts = split(model, config.trainable)
     mesh = sharding.make_mesh(1, jax.local_devices()[:1])
     program = make_program(parts, task, config, mesh)
     checkpoints = open_checkpoints(config, held.workdir)

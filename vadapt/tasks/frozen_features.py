@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,9 +21,9 @@ from vadapt.data.pipeline import Feed
 from vadapt.data.stream import Stream, batches
 from vadapt.errors import ConfigError
 from vadapt.partition import flatten, split, variables
+from vadapt.quantization import in_use, store
 from vadapt.tasks import labelled
 from vadapt.tasks.feature_cache import FeatureCache, Shapes, is_complete, open_or_fill
-from vadapt.training.step import cast
 
 _NAME = "features_{}"
 
@@ -151,20 +152,25 @@ def _refuse_training(model: Any, config: Any) -> None:
 def _features(model: Any, config: Any) -> tuple[Any, Any]:
     """A function of (weights, images, sizes) to maps in the types of a step; and the weights."""
     graph, weights, rest = nnx.split(model, nnx.Param, ...)
-    types = (config.parallel.frozen_dtype, config.parallel.step.compute_dtype)
 
     def features(trees: Any, images: Array, sizes: Array) -> Any:
         weights, rest = trees
-        for dtype in types:
-            weights = cast(weights, jnp.dtype(dtype))
+        weights = in_use(weights, jnp.dtype(config.parallel.step.compute_dtype))
         pixels = labelled.normalise(config.data, images, sizes)
         return nnx.merge(graph, weights, rest).features(pixels).maps
 
     return features, (nnx.to_pure_dict(weights), nnx.to_pure_dict(rest))
 
 
+def _stored(trees: Any, config: Any) -> Any:
+    """Weights as a run holds them on its devices."""
+    weights, rest = trees
+    return store(weights, config.parallel.frozen_dtype), rest
+
+
 def _shapes(model: Any, config: Any) -> Shapes:
     features, trees = _features(model, config)
+    trees = jax.eval_shape(functools.partial(_stored, config=config), trees)
     batch = pipeline.batch_shapes(config, labelled.training_feed(config.data).fields)
     found = jax.eval_shape(features, trees, batch["image"], batch["size"])
     rows = {_NAME.format(i): x for i, x in enumerate(found)} | {"mask": batch["mask"]}
@@ -177,7 +183,7 @@ def _compute(model: Any, config: Any, source: Any, first: int) -> Iterator[dict[
     size = -(-config.batch_size // mesh.size) * mesh.size
     features, trees = _features(model, config)
     compiled = jax.jit(features)
-    trees = jax.device_put(trees, sharding.replicated(mesh))
+    trees = jax.device_put(_stored(trees, config), sharding.replicated(mesh))
     start = first // size
 
     def fetch(number: int, maps: Any, mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
-from vadapt.partition import Partition, Tree, count, human_bytes, merge, split, summary
+from vadapt.partition import Partition, Tree, count, human_bytes, merge, num_bytes, split, summary
+from vadapt.quantization import INT8, cast, in_use, store
 from vadapt.runtime.distributed import from_first
 from vadapt.runtime.interrupt import StopSignal, partners
 from vadapt.runtime.program_cache import ProgramCache
@@ -28,9 +29,10 @@ from vadapt.training.logging import RunLog
 from vadapt.training.program import Program, check_batch, make_program, optimizer_tables
 from vadapt.training.same_data import DATA, check_data
 from vadapt.training.settings import check_settings
-from vadapt.training.step import State, cast
+from vadapt.training.step import State
 from vadapt.training.task import Model, Task
 from vadapt.training.watch import Watch
+from vadapt.weights.rounding import remember_matrices
 
 
 @dataclass(frozen=True)
@@ -281,11 +283,15 @@ def _prepare(session: Session[Model], origin: Origin | None) -> Run[Model]:
     model = task.build()
     log.text(summary(model, config.trainable, depth=2))
     parts: Partition = split(model, config.trainable)
+    if config.parallel.frozen_dtype == INT8:
+        remember_matrices(model, parts.frozen)
+        parts = split(model, config.trainable)
     del model
     log.text(optimizer_tables(parts.trainable, task, config))
     program = make_program(parts, task, config, mesh)
     types = types_of(parts) if origin else {}
-    frozen = cast(parts.frozen, jnp.dtype(config.parallel.frozen_dtype))
+    frozen = store(parts.frozen, config.parallel.frozen_dtype)
+    log.text(f"frozen weights take {human_bytes(num_bytes(frozen))} on the devices")
     frozen = sharding.place(frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen))
     initial = sharding.place(parts.trainable, program.shardings.trainable)
 
@@ -351,7 +357,7 @@ def _stopped(start: int, done: int) -> str:
 def _whole(tree: Tree, mesh: Mesh) -> Tree:
     """A tree as each process can use it alone: unsharded, in float32, on one local device."""
     tree = jax.device_put(cast(tree, jnp.dtype("float32")), sharding.replicated(mesh))
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+    return in_use(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), jnp.float32)
 
 
 def _describe(mesh: Mesh, config: Any) -> str:

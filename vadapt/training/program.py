@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
 from vadapt.partition import Partition, Tree, choose
+from vadapt.quantization import store
 from vadapt.training.optimizers import learning_rate, make_optimizer, optimizer_table
-from vadapt.training.step import Learner, State, StepOptions, cast, init_state, make_step
+from vadapt.training.step import Learner, State, StepOptions, init_state, make_step
 from vadapt.training.task import Player, Task, players_of
 
 
@@ -68,7 +68,7 @@ def make_program(parts: Partition, task: Task, config: Any, mesh: Mesh) -> Progr
         return init_state(parts._replace(trainable=trainable, state=variables), learners, options)
 
     def stored(frozen: Tree) -> Tree:
-        return cast(frozen, jnp.dtype(config.parallel.frozen_dtype))
+        return store(frozen, config.parallel.frozen_dtype)
 
     def placed(function: Callable[..., Any], *trees: Tree) -> Any:
         shapes = jax.eval_shape(function, *trees)

@@ -35,7 +35,8 @@ class ParallelSettings:
             and position tables too, so that its numbers are the same whether they are held in it
             or in float32. Fixed tables (`Constant`) and running statistics are no frozen weights
             and stay in float32; evaluation in float32 sees frozen weights as they are held, and
-            so does what moves teachers (`after_update`).
+            so does what moves teachers (`after_update`). "int8" holds matrices so, see
+            `vadapt.quantization.store`; a step, evaluation and files see them rounded.
     """
 
     fsdp: int = 1

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from vadapt.errors import ConfigError
 from vadapt.micro_batches import counted, counting
 from vadapt.partition import Partition, Queue, Teacher, Tree, choose, flatten, join, merge
+from vadapt.quantization import cast, in_use
 from vadapt.remat import rematerialise, scanned
 from vadapt.training.task import Loss, Player
 
@@ -186,7 +187,7 @@ def _make_loss(
     ) -> Any:
         trees = (join(own, others), frozen)
         trainable, frozen = (gather(cast(tree, dtype)) for tree in trees)
-        model = merge(graph, trainable, frozen, gather(variables))
+        model = merge(graph, trainable, in_use(frozen, dtype), gather(variables))
         nnx.update(model, cast(nnx.state(model, MEMORY), dtype))
         with rematerialise(options.remat), scanned(options.scan):
             value, metrics, *outputs = function(model, batch, key)
@@ -206,7 +207,7 @@ def _remember(
     outputs: Mapping[str, Array],
 ) -> Tree:
     """The variables after `after_update`."""
-    model = merge(graph, trainable, frozen, variables)
+    model = merge(graph, trainable, in_use(frozen, jnp.float32), variables)
     after_update(model, outputs)
     return join(variables, nnx.to_pure_dict(nnx.state(model, MEMORY)))
 
@@ -219,13 +220,6 @@ def _check_owners(trainable: Tree, learners: Sequence[Learner]) -> None:
                 f"{path!r} trains and is of {len(owners)} players{': ' if owners else ''}"
                 f"{', '.join(owners)}; it must be one's"
             )
-
-
-def cast(tree: Any, dtype: Any) -> Any:
-    """Floating-point leaves in another dtype."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
 
 
 def _accumulated(

@@ -16,7 +16,7 @@ from flax import nnx
 
 from vadapt import __version__
 from vadapt.backbones.named import Statistics
-from vadapt.errors import WeightsError
+from vadapt.errors import ConfigError, WeightsError
 from vadapt.partition import (
     DEFAULT,
     Adapter,
@@ -31,12 +31,14 @@ from vadapt.partition import (
     split,
     variables,
 )
+from vadapt.quantization import INT8
 from vadapt.weights import grids, headers
 from vadapt.weights.base import BACKBONE, base_of
 from vadapt.weights.files import is_finite, read_arrays, read_header, write_arrays
 from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import assign
 from vadapt.weights.patterns import ends_soon, texts
+from vadapt.weights.rounding import round_frozen
 
 _LONGEST = 300  # characters of a header in messages
 
@@ -204,11 +206,14 @@ def load_adapter(
 
     `vadapt.adapt_from` also applies what the file says.
 
+    The frozen matrices of an adapter that was trained on a base in int8 are rounded as there.
+
     Args:
         source: an adapter file, or one on the Hugging Face Hub as in "hf:org/name".
         trainable: what was trained; by default what the file says.
 
     Raises:
+        ConfigError: it was trained on a base in int8, and qwix is not installed.
         WeightsError: it was trained on another base (names both hashes), its leaves differ, or it
             cannot be read.
     """
@@ -218,7 +223,17 @@ def load_adapter(
     _check_shapes(info, fit)
     _check_numbers(fit.arrays, fit.learned, str(info.path))
     grids.refuse_others(grids.of_header(info.extra, str(info.path)), model, str(info.path))
+    if info.extra.get("frozen_dtype") == INT8:
+        _round(info, model, fit.parts)
     assign(model, fit.arrays)
+
+
+def _round(info: AdapterInfo, model: nnx.Module, parts: Partition) -> None:
+    """Give frozen matrices the values that they had when the adapter was trained."""
+    try:
+        round_frozen(model, parts.frozen)
+    except ConfigError as error:
+        raise ConfigError(f"{str(info.path)!r} was trained on a base in int8: {error}") from error
 
 
 def check_shapes(info: AdapterInfo, model: nnx.Module) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from vadapt.backbones.named import Statistics
 from vadapt.errors import WeightsError
+from vadapt.quantization import DTYPES
 from vadapt.weights.patterns import ends_soon, texts
 
 _LARGEST = 2**20  # of the whole numbers that say how to build a model
@@ -181,6 +182,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainable": (_are_patterns, "patterns"),
     "classes": (_is_names, "a list of short texts"),
     "statistics": (_are_statistics, "two rows of three numbers, the second above 0"),
+    "frozen_dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
     "palette": (_is_palette, "a list of [red, green, blue], each from 0 to 255"),
     "options": (_is_built, f"options by name: {_SIZES}"),
     "config": (
