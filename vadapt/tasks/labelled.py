@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vadapt.data import pipeline, scenes
 from vadapt.data.label_maps import IGNORE
+from vadapt.data.layouts import LAYOUTS
 from vadapt.data.photometric import PhotometricDistortion
 from vadapt.data.pipeline import Feed
 from vadapt.data.segmentation_transforms import (
@@ -82,6 +84,23 @@ def classes_of(data: Any, source: Any) -> tuple[str, ...]:
             f"{IGNORE} classes"
         )
     return tuple(str(number) for number in range(data.num_classes))
+
+
+def number_unread(config: Any) -> int:
+    """How many classes the training data have, as far as settings say it: for plans without data.
+
+    That of `config.data.num_classes`, of the embedded scenes, or of the layouts that the sets name;
+    150, ADE20K's, where only the data themselves would say.
+    """
+    sets = [*pipeline.data_sets(config, "train").values()] or [config.data]
+    for data in sets:
+        if data.num_classes:
+            return data.num_classes
+        if data.source == "scenes":
+            return len(scenes.CLASSES)
+        if data.layout in LAYOUTS and LAYOUTS[data.layout].classes:
+            return len(LAYOUTS[data.layout].classes)
+    return 150
 
 
 def normalise(

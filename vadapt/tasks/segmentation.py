@@ -100,8 +100,7 @@ class SegmentationTask:
             ConfigError: the backbone would leave out, or stretch, parts of images of
                 `config.data.image_size`, or of windows of `config.eval.crop`.
         """
-        # Without data, to plan, a number of classes that is often met: ADE20K's.
-        number = len(self.classes) if pretrained else self.config.data.num_classes or 150
+        number = len(self.classes) if pretrained else labelled.number_unread(self.config)
         head = functools.partial(segmentation_head, num_classes=number)
         model = system.build(
             self.config,
