@@ -12,6 +12,7 @@ from flax import nnx
 from tests import compiled
 from tests.backbones.drawn import drawn
 from vadapt import models
+from vadapt.backbones import graphs
 from vadapt.backbones.graphs import GraphConv
 from vadapt.backbones.vig import ViG, ViGBlock, cells, vig
 from vadapt.errors import ConfigError, ShapeError
@@ -128,6 +129,21 @@ def test_cells_are_averages_and_what_does_not_fill_one_is_in_none():
 def test_maps_of_any_size_do_without_a_bias():
     block = ViGBlock(8, grid=(4, 4), reduction=2, k=2, relative=None, rngs=nnx.Rngs(0))
     assert jax.eval_shape(lambda: block(jnp.zeros((1, 5, 7, 8)))).shape == (1, 5, 7, 8)
+
+
+def test_parts_of_channels_that_alternate_are_one_product_on_tpus(rng):
+    """Which is what they are as parts of interleaved channels, values and gradients."""
+    x, others = (jnp.asarray(rng.normal(size=(2, 5, 12)), jnp.float32) for _ in range(2))
+    layer = graphs.PartsLinear(24, 4, rngs=nnx.Rngs(0))
+    kernel = layer.kernel[...]
+    both = jnp.stack([x, others], axis=-1).reshape(2, 5, 24)
+    np.testing.assert_array_equal(layer.alternating(x, others), layer(both))
+    sides = []
+    for form in (graphs._interleaved, graphs._side_by_side):
+        y, pull = jax.vjp(form, x, others, kernel)
+        sides.append((y, *pull(jnp.cos(y))))
+    for one, other in zip(*sides, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_graphs_end_in_the_activation_they_are_given():
