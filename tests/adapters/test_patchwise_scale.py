@@ -8,7 +8,8 @@ from flax import nnx
 
 from tests import compiled
 from vadapt import adapters
-from vadapt.adapters.patchwise_scale import FUSIONS, Bottleneck, layer_scales
+from vadapt.adapters.bottleneck import Bottleneck
+from vadapt.adapters.patchwise_scale import FUSIONS, layer_scales
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
 from vadapt.partition import Adapter, Constant, count, flatten, merge, split, variables

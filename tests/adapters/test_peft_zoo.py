@@ -1,6 +1,7 @@
 """Parameter-efficient methods: published counts, where they take hold, what folding leaves."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,7 +16,7 @@ from vadapt.backbones.convnext import convnext
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
-from vadapt.partition import Adapter, count, flatten, split, variables
+from vadapt.partition import Adapter, count, flatten, merge, split, variables
 from vadapt.weights.adapter_file import save_model
 from vadapt.weights.load import load_weights, match_weights
 
@@ -26,6 +27,18 @@ BACKBONES = {
 }
 # Method, options, backbone, and what the papers and released codes count.
 COUNTS = [
+    *(
+        ("adaptformer", {"hidden": hidden}, "vit", number)
+        for hidden, number in [(1, 27_660), (4, 82_992), (8, 156_768), (32, 599_424)]
+    ),
+    *(
+        ("adaptformer", {"hidden": hidden}, "vit", number)
+        for hidden, number in [(64, 1_189_632), (128, 2_370_048), (256, 4_730_880)]
+    ),
+    ("houlsby", {}, "vit", 2_379_264),
+    ("pfeiffer", {"reduction": 8}, "vit", 1_779_840),
+    ("pfeiffer", {"reduction": 64}, "vit", 230_544),
+    ("pfeiffer", {"reduction": 256}, "vit", 64_548),
     ("lora", {"dora": True}, "vit", 313_344),
     ("ssf", {}, "vit", 205_824),
     ("ssf", {}, "convnext", 255_232),
@@ -37,6 +50,49 @@ COUNTS = [
 def test_counts_are_the_published_ones(method, options, backbone, number):
     shapes = nnx.eval_shape(lambda: adapters.apply(BACKBONES[backbone](), method, **options))
     assert count(nnx.to_pure_dict(nnx.state(shapes, Adapter))) == number
+
+
+# Of each method, options, and the small backbone that it is tried on.
+LEARNING = [
+    ("adaptformer", {"hidden": 3}, "vit"),
+    ("adaptformer", {"hidden": 3, "scale": "learnable", "option": "sequential"}, "vit"),
+    ("adaptformer", {"hidden": 3, "norm": "out"}, "vit"),
+    ("houlsby", {"hidden": 3}, "vit"),
+    ("pfeiffer", {}, "vit"),
+    ("lora", {"dora": True}, "vit"),
+    ("ssf", {}, "vit"),
+    ("svf", {}, "vit"),
+]
+SMALL = {
+    "vit": lambda: vit("micro", width=16, depth=1, image_size=16, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize(("method", "options", "backbone"), LEARNING)
+def test_every_weight_learns_within_two_steps_and_images_stay_apart(method, options, backbone):
+    model = adapters.apply(SMALL[backbone](), method, **options)
+    parts, images = split(model), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    weights = jax.random.normal(jax.random.key(2), model(images).shape)
+
+    def forward(trainable, images):
+        return merge(parts.graph, trainable, parts.frozen, parts.state)(images)
+
+    @jax.jit
+    def two_steps(trainable):
+        step = jax.grad(lambda one: (weights * forward(one, images)).sum())
+        first = step(trainable)
+        moved = jax.tree.map(lambda x, gradient: x - 0.1 * gradient, trainable, first)
+        alone, together = forward(moved, images[:1]), forward(moved, images)[:1]
+        return (
+            jax.tree.map(lambda x, y: jnp.abs(x) + jnp.abs(y), first, step(moved)),
+            alone,
+            together,
+        )
+
+    moves, alone, together = two_steps(parts.trainable)
+    for path, size in flatten(moves).items():
+        assert np.asarray(size).any(), path
+    np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
 def test_ssf_folds_into_the_weights_that_a_golden_file_lists():
@@ -85,6 +141,16 @@ def test_a_layer_has_room_for_one_method():
     assert [dict(one)["name"] for one in both.applied] == ["lora", "ssf"]
 
 
+@pytest.mark.parametrize(
+    "pair", [("adaptformer", "patchwise_scale"), ("patchwise_scale", "adaptformer")]
+)
+def test_a_branch_has_room_for_one_bottleneck(pair):
+    first, second = pair
+    model = adapters.apply(SMALL["vit"](), first, hidden=2)
+    with pytest.raises(ConfigError, match="MLP branches of the model have adapters already"):
+        adapters.apply(model, second, hidden=2)
+
+
 def test_norms_that_have_no_bias_are_refused_by_name():
     class Layers(nnx.Module):
         def __init__(self):
@@ -117,7 +183,7 @@ def test_svf_takes_groups_apart_each_by_itself_and_keeps_its_factors_with_the_mo
         "plain/vector_s": 4, "grouped/vector_s": 2 * 4, "depthwise/vector_s": 8
     }  # fmt: skip
     for layer in (model.plain, model.grouped, model.depthwise):
-        layer.vector_s[...] = layer.vector_s[...] * jax.numpy.linspace(0.5, 2, layer.vector_s.size)
+        layer.vector_s[...] = layer.vector_s[...] * jnp.linspace(0.5, 2, layer.vector_s.size)
     changed = model(x)
     assert np.abs(changed - plain(x)).max() > 1e-2
     folded = adapters.fold(model, strict=True)

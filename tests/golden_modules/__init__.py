@@ -1,4 +1,5 @@
 """Builders of golden cases, one file a topic; see tests/parity.py."""
 
 # Systems whose builders stand in a topic's file, by the names that golden files give them.
-TOPICS = {"UPerNet": "dense_zoo", **dict.fromkeys(("LoRA", "SSF", "SVF"), "peft_zoo")}
+_PEFT = ("AdaptFormer", "Adapter (Houlsby)", "Adapter (Pfeiffer)", "LoRA", "SSF", "SVF")
+TOPICS = {"UPerNet": "dense_zoo", **dict.fromkeys(_PEFT, "peft_zoo")}

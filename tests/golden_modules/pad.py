@@ -11,7 +11,7 @@ from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from tests.golden_modules.programs import compiled
 from vadapt import adapters
-from vadapt.adapters.patchwise_scale import Bottleneck, LayerGate
+from vadapt.adapters.bottleneck import Bottleneck, LayerGate
 from vadapt.heads.mae_decoder import MAEDecoder
 from vadapt.losses.reconstruction import masked_mse, normalise_patches, patchify
 from vadapt.nn.blocks import Block

@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from tests.golden_modules import peft_ssf, peft_svf
+from tests.golden_modules import peft_adapters, peft_ssf, peft_svf
 from tests.golden_modules.fields import Fields, same
 from tests.golden_modules.pad_models import nhwc
 from tests.golden_modules.rein_backbones import nchw
@@ -72,5 +72,6 @@ MODULES = {
     "Conv2d": lora_conv2d,
     **peft_ssf.MODULES,
     **peft_svf.MODULES,
+    **peft_adapters.MODULES,
 }
 MADE = peft_svf.MADE

@@ -20,13 +20,11 @@ from vadapt.weights.orbax_files import one_line
 
 # What methods give to their parts themselves.
 MADE = ("places", "widths", "width", "last", "semantics")
-METHODS = Registry(
-    "method",
-    {
-        name: f"vadapt.adapters.{name}:apply"
-        for name in ("lora", "patchwise_scale", "rein", "spm", "ssf", "svf")
-    },
+OWN = (
+    *("adaptformer", "houlsby", "lora", "patchwise_scale", "pfeiffer"),
+    *("rein", "spm", "ssf", "svf"),
 )
+METHODS = Registry("method", {name: f"vadapt.adapters.{name}:apply" for name in OWN})
 
 
 def apply(model: Any, method: str, **options: Any) -> Any:

@@ -15,53 +15,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.adapters import surgery
+from vadapt.adapters.bottleneck import Bottleneck, LayerGate
 from vadapt.errors import ConfigError, nearest
 from vadapt.nn.blocks import Branch
-from vadapt.nn.drop import OptionalKey, dropout, split_key
-from vadapt.nn.linear import uniform
-from vadapt.nn.norms import LayerNorm
+from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.sites import Site, sites
-from vadapt.partition import Adapter, Constant, mark
+from vadapt.partition import Adapter, mark
 
 FUSIONS = ("concat", "sum", "side", "gside")
-NORMS = ("in", "out", "none")
 SCHEDULES = ("constant", "geometric", "linear")
-
-
-class Bottleneck(nnx.Module):
-    """Norm, down, ReLU, dropout, up; no residual inside. Zero at the start.
-
-    Args:
-        norm: "in" normalises the input (the paper's); "none" does not. "out" makes a norm that
-            is never applied, as the released code does: it exists for its checkpoints only.
-        norm_epsilon: 1e-5 as in the released code, whose trunk has 1e-6.
-        dropout: rate on the hidden activations, in training.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        *,
-        norm: str = "in",
-        norm_epsilon: float = 1e-5,
-        dropout: float = 0.1,
-        rngs: nnx.Rngs,
-    ):
-        if norm not in NORMS:
-            raise ConfigError(f"unknown adapter norm {norm!r}; {nearest(norm, NORMS)}")
-        down_init = uniform(width**-0.5)  # Kaiming-uniform with a = sqrt(5)
-        self.dropout = dropout
-        self.unused_norm = norm == "out"
-        self.norm = None if norm == "none" else LayerNorm(width, epsilon=norm_epsilon)
-        self.down = nnx.Linear(width, hidden, kernel_init=down_init, rngs=rngs)
-        self.up = nnx.Linear(hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        mark(self, Adapter)
-
-    def __call__(self, x: Float[Array, "*b d"], key: OptionalKey = None) -> Float[Array, "*b d"]:
-        hidden = x if self.norm is None or self.unused_norm else self.norm(x)
-        hidden = jax.nn.relu(self.down(hidden))
-        return self.up(dropout(hidden, self.dropout, key))
 
 
 class PatchwiseGate(nnx.Module):
@@ -92,19 +54,6 @@ class PatchwiseGate(nnx.Module):
             "gside": lambda: frozen,
         }[self.fusion]()
         return jax.nn.sigmoid(self.proj(fused))
-
-
-class LayerGate(nnx.Module):
-    """One scale for a whole layer, fixed or learned."""
-
-    def __init__(self, initial: float, *, learnable: bool):
-        value = jnp.full((1,), initial, jnp.float32)
-        self.scale = Adapter(value) if learnable else Constant(value)
-
-    def __call__(
-        self, frozen: Float[Array, "*b d"], side: Float[Array, "*b d"]
-    ) -> Float[Array, "*b 1"]:
-        return jnp.broadcast_to(self.scale[...].astype(side.dtype), (*side.shape[:-1], 1))
 
 
 class PatchwiseScaleBranch(Branch):
@@ -159,7 +108,9 @@ def apply(
         scale: "patchwise" (the paper's gate), "learnable" (one per layer, from 0.5), or a number
             (one per layer, fixed; 0.5 is AdaptFormer's place in the paper's comparison).
         fusion: what the patchwise gate reads; see `PatchwiseGate`.
-        norm, norm_epsilon, dropout: see `Bottleneck`.
+        norm: "in" is the paper's, "none" is without; "out" makes a norm that is never applied, as
+            the released code does: it exists for its checkpoints only.
+        norm_epsilon, dropout: see `Bottleneck`.
         schedule: of a fixed scale over depth: "constant", "geometric" (times 0.8 for every block
             before the last) or "linear" (from 0.1 to `scale`); the released code's modes 0, 1, 2.
 
@@ -172,21 +123,16 @@ def apply(
     >>> count(split(model).trainable) == 6 * (2 * 96 * 8 + 8 + 5 * 96)
     True
     """
+    surgery.check_mlps(model, "patchwise_scale")
     places = [site for site in sites(model, "branch") if site.name == "mlp"]
-    if not places:
-        raise ConfigError(
-            "patchwise_scale stands beside the `mlp` branch of every block; this "
-            f"{type(model).__name__} has none. Give it a ViT or another model built of "
-            "vadapt.nn.blocks.Block."
-        )
     rngs = rngs or nnx.Rngs(0)
     scales = iter(layer_scales(scale, schedule, len(places)))
     options = {"norm": norm, "norm_epsilon": norm_epsilon, "dropout": dropout}
 
     def make(site: Site, _: Any) -> PatchwiseScaleBranch:
         branch: Any = site.module
-        if isinstance(branch, PatchwiseScaleBranch):
-            raise ConfigError("the model already has patchwise-scale adapters")
+        if hasattr(branch, "adapter"):
+            raise ConfigError("the MLP branches of the model have adapters already")
         width, layer_scale = branch.norm.width, next(scales)
         if scale == "patchwise":
             gate = PatchwiseGate(width, fusion=fusion, rngs=rngs)

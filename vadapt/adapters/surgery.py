@@ -62,6 +62,19 @@ def replace(
     return model
 
 
+def check_mlps(model: Any, method: str) -> None:
+    """Refuse a model whose blocks have no `mlp` branch that a method could stand beside.
+
+    Raises:
+        ConfigError: says what has one.
+    """
+    if not any(site.name == "mlp" for site in sites(model, "branch")):
+        raise ConfigError(
+            f"{method} stands beside the `mlp` branch of every block; this {type(model).__name__} "
+            "has none. Give it a ViT or another model built of vadapt.nn.blocks.Block."
+        )
+
+
 def _parts(site: Site, targets: Sequence[str]) -> tuple[tuple[int, ...] | None, set[str]]:
     """The parts of a site that targets name, and these targets."""
     chosen: set[int] = set()

@@ -18,6 +18,7 @@ from vadapt.nn.plans import Parallel, Plan, check, executed
 from vadapt.nn.sites import Site
 from vadapt.nn.sites import sites as sites_of
 from vadapt.nn.tokens import Tokens
+from vadapt.partition import Constant
 
 
 class Passed(NamedTuple):
@@ -150,7 +151,7 @@ def _scannable(
     """
     if not remat.is_scanned() or len(blocks) < 2:
         return list(order)
-    graphs = [nnx.split(block, nnx.Param, ...) for block in blocks]
+    graphs = [nnx.split(block, (nnx.Param, Constant), ...) for block in blocks]
 
     def alone(number: int) -> bool:
         has_state = bool(jax.tree.leaves(graphs[number][2]))
