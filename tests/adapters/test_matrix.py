@@ -29,6 +29,7 @@ TRUNKS = {
 # Of each method options that are small, and train at random numbers what starts at zero.
 OPTIONS = {
     "adaptformer": {"hidden": 6},
+    "conv_adapter": {"reduction": 2, "scale": 0.0},
     "houlsby": {"hidden": 6},
     "lora": {"rank": 2},
     "patchwise_scale": {"hidden": 6},
@@ -48,6 +49,10 @@ ROUNDED = {
 }  # at the start as before to rounding, not to the bit
 # What is refused, and by what words.
 REFUSED = {
+    **{
+        ("conv_adapter", name): "has none. Give it a ResNet or a ConvNeXt"
+        for name in (*TRUNKS, "windows", "vig")
+    },
     **{
         (method, name): f"{name} has none. Give it a ViT"
         for method in ("adaptformer", "patchwise_scale")

@@ -12,7 +12,8 @@ from tests.golden_modules.pad_models import imported, nhwc
 from tests.golden_modules.peft_ssf import plain_vit
 from tests.parity import GOLDENS, Golden
 from vadapt import adapters
-from vadapt.backbones.convnext import convnext
+from vadapt.adapters.conv_adapter import SCHEMES
+from vadapt.backbones.convnext import ConvNeXt, convnext
 from vadapt.backbones.resnet import ResNet
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
@@ -35,6 +36,10 @@ COUNTS = [
         ("adaptformer", {"hidden": hidden}, "vit", number)
         for hidden, number in [(64, 1_189_632), (128, 2_370_048), (256, 4_730_880)]
     ),
+    ("conv_adapter", {"reduction": 4}, "resnet", 356_848),
+    ("conv_adapter", {"reduction": 8}, "resnet", 199_192),
+    ("conv_adapter", {"reduction": 4}, "convnext", 3_721_728),
+    ("conv_adapter", {"reduction": 8}, "convnext", 2_324_672),
     ("houlsby", {}, "vit", 2_379_264),
     ("pfeiffer", {"reduction": 8}, "vit", 1_779_840),
     ("pfeiffer", {"reduction": 64}, "vit", 230_544),
@@ -57,6 +62,10 @@ LEARNING = [
     ("adaptformer", {"hidden": 3}, "vit"),
     ("adaptformer", {"hidden": 3, "scale": "learnable", "option": "sequential"}, "vit"),
     ("adaptformer", {"hidden": 3, "norm": "out"}, "vit"),
+    *(
+        ("conv_adapter", {"reduction": 2, "scale": 0.0, "scheme": scheme}, backbone)
+        for scheme, backbone in zip(SCHEMES, ("resnet", "convnext") * 2, strict=True)
+    ),
     ("houlsby", {"hidden": 3}, "vit"),
     ("pfeiffer", {}, "vit"),
     ("lora", {"dora": True}, "vit"),
@@ -65,14 +74,19 @@ LEARNING = [
 ]
 SMALL = {
     "vit": lambda: vit("micro", width=16, depth=1, image_size=16, rngs=nnx.Rngs(0)),
+    "resnet": lambda: ResNet(18, base_width=4, rngs=nnx.Rngs(0)),
+    "convnext": lambda: ConvNeXt(
+        depths=(1, 1), widths=(4, 8), normed=(1,), layer_scale=1.0, rngs=nnx.Rngs(0)
+    ),
 }
 
 
 @pytest.mark.parametrize(("method", "options", "backbone"), LEARNING)
 def test_every_weight_learns_within_two_steps_and_images_stay_apart(method, options, backbone):
-    model = adapters.apply(SMALL[backbone](), method, **options)
-    parts, images = split(model), jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-    weights = jax.random.normal(jax.random.key(2), model(images).shape)
+    plain, images = SMALL[backbone](), jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    model = adapters.apply(plain, method, **options)
+    parts = split(model)
+    weights = jax.random.normal(jax.random.key(2), jax.eval_shape(model, images).shape)
 
     def forward(trainable, images):
         return merge(parts.graph, trainable, parts.frozen, parts.state)(images)

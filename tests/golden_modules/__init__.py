@@ -1,5 +1,8 @@
 """Builders of golden cases, one file a topic; see tests/parity.py."""
 
 # Systems whose builders stand in a topic's file, by the names that golden files give them.
-_PEFT = ("AdaptFormer", "Adapter (Houlsby)", "Adapter (Pfeiffer)", "LoRA", "SSF", "SVF")
+_PEFT = (
+    *("AdaptFormer", "Adapter (Houlsby)", "Adapter (Pfeiffer)", "Conv-Adapter"),
+    *("LoRA", "SSF", "SVF"),
+)
 TOPICS = {"UPerNet": "dense_zoo", **dict.fromkeys(_PEFT, "peft_zoo")}

@@ -21,7 +21,7 @@ from vadapt.weights.orbax_files import one_line
 # What methods give to their parts themselves.
 MADE = ("places", "widths", "width", "last", "semantics")
 OWN = (
-    *("adaptformer", "houlsby", "lora", "patchwise_scale", "pfeiffer"),
+    *("adaptformer", "conv_adapter", "houlsby", "lora", "patchwise_scale", "pfeiffer"),
     *("rein", "spm", "ssf", "svf"),
 )
 METHODS = Registry("method", {name: f"vadapt.adapters.{name}:apply" for name in OWN})

@@ -75,11 +75,11 @@ class LayerGate(nnx.Module):
 
 
 class Followed(Changed):
-    """A layer with a bottleneck behind it: y + adapter(y), of what the frozen layer gives."""
+    """A layer, or a block, with an adapter of what it gives behind it: y + adapter(y)."""
 
     adds = ("adapter",)
 
-    def __init__(self, layer: Any, adapter: Bottleneck):
+    def __init__(self, layer: Any, adapter: Any):
         super().__init__(layer)
         self.adapter = adapter
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from vadapt.nn.blocks import Branch
+from vadapt.nn.convolutions import ConvNorm
 from vadapt.nn.norms import GroupNorm, LayerNorm
 
 KINDS: dict[str, tuple[type, ...]] = {
     "branch": (Branch,),
     "linear": (nnx.Linear, nnx.LinearGeneral, nnx.Einsum),
     "conv": (nnx.Conv,),
+    "conv_norm": (ConvNorm,),
     "norm": (LayerNorm, GroupNorm, nnx.LayerNorm, nnx.GroupNorm, nnx.BatchNorm, nnx.RMSNorm),
 }
 
