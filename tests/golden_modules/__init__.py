@@ -3,6 +3,6 @@
 # Systems whose builders stand in a topic's file, by the names that golden files give them.
 _PEFT = (
     *("AdaptFormer", "Adapter (Houlsby)", "Adapter (Pfeiffer)", "Conv-Adapter"),
-    *("LoRA", "SSF", "SVF"),
+    *("LoRA", "SSF", "SVF", "layer-wise lr decay", "schedule"),
 )
 TOPICS = {"UPerNet": "dense_zoo", **dict.fromkeys(_PEFT, "peft_zoo")}

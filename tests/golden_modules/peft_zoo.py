@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from tests.golden_modules import peft_adapters, peft_conv, peft_ssf, peft_svf
+from tests.golden_modules import peft_adapters, peft_conv, peft_recipe, peft_ssf, peft_svf
 from tests.golden_modules.fields import Fields, same
 from tests.golden_modules.pad_models import nhwc
 from tests.golden_modules.rein_backbones import nchw
@@ -74,5 +74,6 @@ MODULES = {
     **peft_svf.MODULES,
     **peft_adapters.MODULES,
     **peft_conv.MODULES,
+    **peft_recipe.MODULES,
 }
 MADE = peft_svf.MADE

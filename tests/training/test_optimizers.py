@@ -263,6 +263,15 @@ def test_optax_has_schedules_by_its_own_names():
         make_schedule({"name": "cosin"}, 1.0, 1)
 
 
+def test_a_covered_cosine_jumps_after_the_warm_up_and_cools_down_at_its_end():
+    settings = {"name": "covered_cosine", "warmup": 0.1, "start": 0.1, "end": 0.2, "cooldown": 0.2}
+    found = [
+        float(make_schedule(settings, 1.0, 100)(step)) for step in (0, 5, 9.99, 10, 40, 80, 99)
+    ]
+    at_ten = 0.2 + 0.8 * np.cos(0.5 * np.pi * 10 / 80) ** 2
+    np.testing.assert_allclose(found, [0.1, 0.55, 0.9991, at_ten, 0.6, 0.2, 0.2], atol=1e-6)
+
+
 def test_our_schedules_are_optaxs_but_for_rounding():
     peak = 1e-3
     joined = optax.warmup_cosine_decay_schedule(0.0, peak, 100, 1000, 1e-5)

@@ -25,7 +25,7 @@ SCHEDULES = Registry(
     "config.optimizer.schedule.name",
     {
         name: f"vadapt.training.schedules:{name}"
-        for name in ("constant", "cosine", "polynomial", "staircase")
+        for name in ("constant", "cosine", "covered_cosine", "polynomial", "staircase")
     },
 )
 # What optax calls the rate, and the length, that a schedule is made for.
@@ -81,6 +81,30 @@ def cosine(lr: float, total_steps: int, *, warmup: float = 0.0, end: float = 0.0
     )
 
 
+def covered_cosine(
+    lr: float,
+    total_steps: int,
+    *,
+    warmup: float = 0.0,
+    end: float = 0.0,
+    start: float = 0.0,
+    cooldown: float = 0.0,
+) -> Schedule:
+    """Half a cosine that a linear warm-up from the rate `start` covers the beginning of, as timm's.
+
+    Args:
+        cooldown: share of all steps at the end that keep the rate `end`.
+    """
+    return lambda step: warmup_covers_cosine(
+        step,
+        peak=lr,
+        end=end,
+        warmup=warmup * total_steps,
+        total=(1 - cooldown) * total_steps,
+        start=start,
+    )
+
+
 def polynomial(
     lr: float,
     total_steps: int,
@@ -131,6 +155,29 @@ def warmup_cosine(
     rising = peak * progress / max(warmup, 1e-9)
     # sin^2 of half the angle is (1 + cos) / 2 without its cancellation near the end in float32.
     left = (total - progress) / max(total - warmup, 1e-9)
+    falling = end + (peak - end) * jnp.square(jnp.sin(0.5 * jnp.pi * left))
+    return jnp.where(progress < warmup, rising, falling)
+
+
+def warmup_covers_cosine(
+    progress: Float[Array, "*n"] | float,
+    *,
+    peak: float,
+    end: float,
+    warmup: float,
+    total: float,
+    start: float = 0.0,
+) -> Float[Array, "*n"]:
+    """Learning rate after `progress` of `total`: half a cosine, of which a warm-up hides the start.
+
+    The warm-up goes from `start` to `peak`, where the cosine has fallen below it: the rate jumps.
+    All lengths are in one unit; after `total` the rate stays `end`.
+
+    Source: timm's CosineLRScheduler with its defaults, as SSF (arXiv:2210.08823) trains.
+    """
+    progress = jnp.asarray(progress, jnp.float32)
+    rising = start + (peak - start) * progress / max(warmup, 1e-9)
+    left = jnp.clip((total - progress) / max(total, 1e-9), 0.0, 1.0)
     falling = end + (peak - end) * jnp.square(jnp.sin(0.5 * jnp.pi * left))
     return jnp.where(progress < warmup, rising, falling)
 
