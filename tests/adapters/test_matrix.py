@@ -34,6 +34,7 @@ OPTIONS = {
     "lora": {"rank": 2},
     "patchwise_scale": {"hidden": 6},
     "pfeiffer": {"reduction": 2},
+    "pro_tuning": {"kernel": 3},
     "rein": {"num_tokens": 3, "rank": 2, "query_width": 4, "start": "paper"},
     "spm": {"num_classes": 2, "hidden": 3, "steps": 1},
     "ssf": {"std": 0.0},
@@ -51,7 +52,7 @@ ROUNDED = {
 REFUSED = {
     **{
         ("conv_adapter", name): "has none. Give it a ResNet or a ConvNeXt"
-        for name in (*TRUNKS, "windows", "vig")
+        for name in (*TRUNKS, "windows", "swin", "vig")
     },
     **{
         (method, name): f"{name} has none. Give it a ViT"
@@ -80,7 +81,7 @@ def adapted(method, name):
     options = dict(OPTIONS[method])
     if method == "lora" and name in PLACES:
         options["targets"] = PLACES[name]
-    if method == "houlsby" and name not in (*TRUNKS, "windows"):
+    if method == "houlsby" and name not in (*TRUNKS, "windows", "swin"):
         options["targets"] = ["mlp_out"]  # there is no attention
     if method == "spm" and hasattr(trunk(name), "blocks"):
         options["num_stages"] = 2
@@ -176,7 +177,8 @@ def check_traces(method, name, parts, images):
         found = gradient()
     assert jax.tree.map(jnp.shape, found) == shapes
     # Blocks that a method acts around, that differ, or that keep statistics are not.
-    alone = name in ("windows", "resnet", "swin") or (name in TRUNKS and method in ("rein", "spm"))
+    around = method in ("pro_tuning", "rein", "spm")
+    alone = name in ("windows", "resnet", "swin") or (name in TRUNKS and around)
     refused = pytest.raises(ConfigError, match="needs two blocks in a row that are alike")
     with scanned(), refused if alone else contextlib.nullcontext():
         found = gradient()

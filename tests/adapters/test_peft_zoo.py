@@ -69,6 +69,9 @@ LEARNING = [
     ("houlsby", {"hidden": 3}, "vit"),
     ("pfeiffer", {}, "vit"),
     ("lora", {"dora": True}, "vit"),
+    ("pro_tuning", {}, "vit"),
+    ("pro_tuning", {"se": True, "groups": 2}, "convnext"),
+    ("pro_tuning", {"zero_init_scale": False}, "convnext"),
     ("ssf", {}, "vit"),
     ("svf", {}, "vit"),
 ]
@@ -216,3 +219,16 @@ def test_svf_refuses_what_is_no_plain_matrix_in_words():
 
     with pytest.raises(ConfigError, match="convolutions apart, and spread is a LinearGeneral"):
         adapters.apply(Layers(), "svf")
+
+
+def test_pro_tuning_stands_behind_the_chosen_stages_and_refuses_channels_that_do_not_divide():
+    plain, images = SMALL["convnext"](), jnp.ones((1, 32, 32, 3))
+    model = adapters.apply(plain, "pro_tuning", layers=[-1], zero_init_scale=False)
+    assert (model.features(images, 0) == plain.features(images, 0)).all()
+    expected = plain.features(images, 1, norm=False)
+    found = model.features(images, 1, norm=False)
+    prompt = model.pro_tuning.prompts[0](expected.reshape(1, 4, 4, 8))
+    np.testing.assert_allclose(found, expected + prompt.reshape(expected.shape), atol=1e-5)
+    assert np.abs(prompt).max() > 1e-3
+    with pytest.raises(ConfigError, match="4 channels are no multiple of groups=3"):
+        adapters.apply(plain, "pro_tuning", groups=3)

@@ -22,7 +22,7 @@ from vadapt.weights.orbax_files import one_line
 MADE = ("places", "widths", "width", "last", "semantics")
 OWN = (
     *("adaptformer", "conv_adapter", "houlsby", "lora", "patchwise_scale", "pfeiffer"),
-    *("rein", "spm", "ssf", "svf"),
+    *("pro_tuning", "rein", "spm", "ssf", "svf"),
 )
 METHODS = Registry("method", {name: f"vadapt.adapters.{name}:apply" for name in OWN})
 
