@@ -98,6 +98,42 @@ def test_memory_traffic_is_what_is_read_and_written():
     assert Module(compiled.as_text()).memory_traffic() == 2 * x.nbytes
 
 
+@pytest.mark.parametrize(
+    ("run", "moved"),
+    [
+        # A row and its place in, a row out.
+        (lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, 1) * 2, 2 * 400),
+        # In a loop as often as it runs: rows of x are read, and rows written over zeros.
+        (lambda x, i: jax.lax.map(lambda row: row * 2, x), 3 * 1000 * 400),
+    ],
+)
+def test_of_what_is_sliced_and_updated_the_parts_count(run, moved):
+    compiled = jax.jit(run).lower(jnp.ones((1000, 100)), 3).compile()
+    found = Module(compiled.as_text()).memory_traffic()
+    assert moved <= found <= 1.1 * moved + 64
+
+
+def test_an_array_updated_in_its_place_is_neither_read_nor_written_whole():
+    text = """
+%fused (p0: f32[10,64], p1: f32[64], p2: s32[]) -> f32[10,64] {
+  %p0 = f32[10,64]{1,0} parameter(0)
+  %p1 = f32[64]{0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %row = f32[1,64]{1,0} bitcast(%p1)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[10,64]{1,0} dynamic-update-slice(%p0, %row, %p2, %zero)
+}
+
+ENTRY %main (a: f32[10,64], b: f32[64], i: s32[]) -> f32[10,64] {
+  %a = f32[10,64]{1,0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %r = f32[10,64]{1,0} fusion(%a, %b, %i), kind=kLoop, calls=%fused
+}
+"""
+    assert Module(text).memory_traffic() == 2 * 64 * 4
+
+
 def test_combined_transfers_are_one():
     text = """
 ENTRY %main (a: f32[8], b: bf16[2,4]) -> (f32[8], bf16[2,4]) {

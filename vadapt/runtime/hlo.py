@@ -115,7 +115,8 @@ class Module:
     def memory_traffic(self) -> int:
         """Bytes read from and written to main memory by every instruction.
 
-        A fusion that reads a part of an operand counts as if it read all of it.
+        Of what is sliced, the slices count; of an array that is updated in its place, the part that
+        is new. Of any other operand all of it counts, also of one that is gathered from.
         """
         return sum(
             times * self._traffic(instruction)
@@ -140,6 +141,14 @@ class Module:
             return sum(array.memory_bytes for array in arrays[:2])
         if opcode == "slice-start":  # makes (original, slice, context)
             return arrays[1].memory_bytes or arrays[1]._replace(layout="").memory_bytes
+        if opcode == "dynamic-slice" or opcode == "slice":
+            (taken,) = arrays
+            return _part(self._array(instruction.operands[0]), taken) + taken.memory_bytes
+        if opcode == "dynamic-update-slice":
+            update = self._array(instruction.operands[1])
+            return update.memory_bytes + _part(arrays[0], update)
+        if opcode == "fusion":
+            return self._fusion_traffic(instruction)
         read = [
             array
             for name in instruction.operands
@@ -147,6 +156,42 @@ class Module:
             for array in self._instructions[name].arrays
         ]
         return sum(array.memory_bytes for array in [*read, *arrays])
+
+    def _array(self, name: str) -> Array:
+        return self._instructions[name].arrays[0]
+
+    def _fusion_traffic(self, fusion: Instruction) -> int:
+        inside = self.computations[_called(fusion)["calls"][0]]
+        users: dict[str, list[Instruction]] = {}
+        for instruction in inside.values():
+            for name in instruction.operands:
+                users.setdefault(name, []).append(instruction)
+        parameters = {
+            int(instruction.attributes): name
+            for name, instruction in inside.items()
+            if instruction.opcode == "parameter"
+        }
+        moved = 0
+        for number, name in enumerate(fusion.operands):
+            if name in self._instructions:
+                whole = self._instructions[name].arrays
+                parts = _parts_read(parameters[number], users)
+                moved += (
+                    sum(array.memory_bytes for array in whole)
+                    if parts is None
+                    else sum(_part(whole[0], part) for part in parts)
+                )
+        *_, root = inside.values()
+        made = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        made = made if len(made) == len(fusion.arrays) else [root] * len(fusion.arrays)
+        for array, instruction in zip(fusion.arrays, made, strict=True):
+            while instruction.opcode == "bitcast":
+                instruction = inside[instruction.operands[0]]
+            if instruction.opcode == "dynamic-update-slice":
+                moved += _part(array, inside[instruction.operands[1]].arrays[0])
+            else:
+                moved += array.memory_bytes
+        return moved
 
     def _walk(self, name: str, *, into_fusions: bool) -> Iterator[tuple[Instruction, int]]:
         """Instructions that run, and how often."""
@@ -192,9 +237,33 @@ def _parse(line: str) -> Instruction | None:
         Array(dtype, tuple(int(x) for x in shape.split(",") if x), layout or "")
         for dtype, shape, layout in _ARRAY.findall(made)
     ]
-    if opcode == "constant":
+    if opcode in ("constant", "parameter"):
         attributes = inside
     return Instruction(start[1], opcode, arrays, re.findall(r"%([\w.\-]+)", inside), attributes)
+
+
+def _parts_read(name: str, users: Mapping[str, list[Instruction]]) -> list[Array] | None:
+    """What a fusion reads of a parameter, if that is parts of it alone; else None.
+
+    Nothing of one that is updated in its place.
+    """
+    parts: list[Array] = []
+    for user in users.get(name, []):
+        if user.opcode == "bitcast":
+            found = _parts_read(user.name, users)
+            if found is None:
+                return None
+            parts += found
+        elif user.opcode in ("slice", "dynamic-slice"):
+            parts += user.arrays
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+            return None
+    return parts
+
+
+def _part(whole: Array, part: Array) -> int:
+    """Bytes in main memory of a part of an array, which is padded as all of it is."""
+    return whole.memory_bytes * part.bytes // max(whole.bytes, 1)
 
 
 def _closing(text: str) -> int:
