@@ -43,11 +43,8 @@ OPTIONS = {
 PLACES = {"convnext": ["fc1", "dwconv"], "resnet": ["conv"], "vig": [".*/fc1/linear"]}
 DROPOUT = {"adaptformer", "lora", "patchwise_scale"}  # that have some
 FOLDS = {"lora", "ssf", "svf"}
-ROUNDED = {
-    "houlsby": 1e-5,
-    "ssf": 1e-6,
-    "svf": 1e-5,
-}  # at the start as before to rounding, not to the bit
+# At the start as before to this share, not to the bit.
+ROUNDED = {"houlsby": 1e-5, "ssf": 1e-6, "svf": 1e-5}
 # What is refused, and by what words.
 REFUSED = {
     **{

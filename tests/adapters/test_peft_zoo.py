@@ -15,6 +15,7 @@ from vadapt import adapters
 from vadapt.adapters.conv_adapter import SCHEMES
 from vadapt.backbones.convnext import ConvNeXt, convnext
 from vadapt.backbones.resnet import ResNet
+from vadapt.backbones.swin import swin
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
 from vadapt.partition import Adapter, count, flatten, merge, split, variables
@@ -25,6 +26,7 @@ BACKBONES = {
     "vit": lambda: vit("base", rngs=nnx.Rngs(0)),
     "convnext": lambda: convnext("base", rngs=nnx.Rngs(0)),
     "resnet": lambda: ResNet(50, rngs=nnx.Rngs(0)),
+    "swin": lambda: swin("base", rngs=nnx.Rngs(0)),
 }
 # Method, options, backbone, and what the papers and released codes count.
 COUNTS = [
@@ -47,6 +49,7 @@ COUNTS = [
     ("lora", {"dora": True}, "vit", 313_344),
     ("ssf", {}, "vit", 205_824),
     ("ssf", {}, "convnext", 255_232),
+    ("ssf", {}, "swin", 267_264),
     ("svf", {}, "resnet", 12_544),
 ]
 

@@ -10,6 +10,7 @@ from tests.golden_modules.pad_models import Arrays, imported, nhwc
 from tests.golden_modules.rein_backbones import nchw
 from vadapt.adapters import ssf
 from vadapt.backbones.convnext import EPSILON, ConvNeXt
+from vadapt.backbones.swin import Layout, Swin
 from vadapt.backbones.vit import ViT
 
 
@@ -52,7 +53,31 @@ def convnext_block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {"y": nchw(model.stages[0][0](nhwc(inputs["x"])))}
 
 
+def swin_block(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    """The second block of a stage has shifted windows, the first has not."""
+    shift, (rows, columns) = config["shift"], config["resolution"]
+    only(config, shift=(0, config["window"] // 2))
+    trunk = Swin(
+        depths=(2,),
+        width=config["dim"],
+        num_heads=(config["heads"],),
+        window=config["window"],
+        mlp_ratio=config["mlp_ratio"],
+        norm_epsilon=config["ln_eps"],
+        normed=(),
+        rngs=nnx.Rngs(0),
+    )
+    number = int(shift > 0)
+    model = imported(
+        ssf.apply(trunk),
+        {f"layers.0.blocks.{number}.{name}": value for name, value in params.items()},
+        allow_missing=["patch_embed/.*", f"stages/0/{1 - number}/.*"],
+    )
+    return {"y": model.stages[0][number](inputs["x"], None, Layout((rows, columns), 0))}
+
+
 MODULES = {
     "VisionTransformer(tuning_mode=ssf)": vit,
     "ConvNeXtBlock(tuning_mode=ssf)": convnext_block,
+    "SwinTransformerBlock(tuning_mode=ssf)": swin_block,
 }
