@@ -39,14 +39,21 @@ OPTIONS = {
     "spm": {"num_classes": 2, "hidden": 3, "steps": 1},
     "ssf": {"std": 0.0},
     "svf": {},
+    "vpt": {"num_tokens": 2, "deep": True},
 }
 PLACES = {"convnext": ["fc1", "dwconv"], "resnet": ["conv"], "vig": [".*/fc1/linear"]}
-DROPOUT = {"adaptformer", "lora", "patchwise_scale"}  # that have some
+DROPOUT = {"adaptformer", "lora", "patchwise_scale", "vpt"}  # that have some
+CHANGES = {"vpt"}  # that start as another model than the frozen one
 FOLDS = {"lora", "ssf", "svf"}
 # At the start as before to this share, not to the bit.
 ROUNDED = {"houlsby": 1e-5, "ssf": 1e-6, "svf": 1e-5}
 # What is refused, and by what words.
 REFUSED = {
+    ("vpt", "relative"): "relative positions of this ViT",
+    **{
+        ("vpt", name): "blocks of this .* work on maps"
+        for name in ("windows", "convnext", "resnet", "vig")
+    },
     **{
         ("conv_adapter", name): "has none. Give it a ResNet or a ConvNeXt"
         for name in (*TRUNKS, "windows", "swin", "vig")
@@ -141,7 +148,10 @@ def test_an_adapter_keeps_its_promises_or_says_why_not(method, name, tmp_path):
 
     first, before, changed, drawn, gradient = everything(parts.trainable, random, images)
     scale = float(np.abs(before).max())
-    np.testing.assert_allclose(first, before, rtol=0, atol=scale * ROUNDED.get(method, 0))
+    if method in CHANGES:
+        assert np.abs(first - before).max() > 0
+    else:
+        np.testing.assert_allclose(first, before, rtol=0, atol=scale * ROUNDED.get(method, 0))
     assert np.abs(changed - before).max() > 1e-4 * scale
     assert (np.abs(drawn - changed).max() > 1e-5 * scale) == (method in DROPOUT)
     for path, one in flatten(gradient).items():
@@ -174,7 +184,7 @@ def check_traces(method, name, parts, images):
         found = gradient()
     assert jax.tree.map(jnp.shape, found) == shapes
     # Blocks that a method acts around, that differ, or that keep statistics are not.
-    around = method in ("pro_tuning", "rein", "spm")
+    around = method in ("pro_tuning", "rein", "spm", "vpt")
     alone = name in ("windows", "resnet", "swin") or (name in TRUNKS and around)
     refused = pytest.raises(ConfigError, match="needs two blocks in a row that are alike")
     with scanned(), refused if alone else contextlib.nullcontext():

@@ -250,11 +250,12 @@ class SAMEncoder(Trunk):
     ) -> Passed:
         """A pass up to the last of the taps, or to the end without taps; before the neck."""
         end = max(taps) + 1 if taps and self.plan is None else len(self.blocks)
+        hooks = self.begin(images)
         return run_blocks(
             self.blocks[:end],
-            Tokens(self.embed(images)),
+            Tokens(self.embed(hooks.look(images))),
             plan=self.plan,
-            hooks=self.begin(images),
+            hooks=hooks,
             taps=taps,
             keys=split_key(key, len(self.blocks)),
         )

@@ -70,7 +70,8 @@ class Staged(Trunk):
             raise ConfigError(f"{type(self).__name__} has stages, which run in their order alone")
         check_images(images, self.in_channels)
         keys = split_key(key, sum(map(len, self.stages)))
-        passed = Passed(Tokens(images), {}, self.begin(images))
+        hooks = self.begin(images)
+        passed = Passed(Tokens(hooks.look(images)), {}, hooks)
         seen, first = {}, 0
         for stage in range(max(taps, default=self.depth - 1) + 1):
             blocks, end = self.stages[stage], self.ends[stage]

@@ -276,6 +276,8 @@ class Swin(Staged):
             {str(i): LayerNorm(self.widths[i], epsilon=norm_epsilon) for i in sorted(normed)}
         )
 
+    takes_prompts = True
+
     def enter(self, x: Float[Array, "b h w c"], stage: int) -> Float[Array, "b h2 w2 d"]:
         if stage:
             return self.merges[stage - 1](x)

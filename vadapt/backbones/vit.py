@@ -231,6 +231,8 @@ class ViT(Trunk):
     def depth(self) -> int:
         return len(self.blocks)
 
+    takes_prompts = True
+
     @property
     def num_extra(self) -> int:
         """Tokens before the patches: the class token, then registers."""
@@ -316,13 +318,14 @@ class ViT(Trunk):
         """
         check_images(images, self.in_channels)
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
-        tokens = self.embed(images, keep_ids)
+        begun = self.begin(images, *hooks)
+        tokens = self.embed(begun.look(images), keep_ids)
         end = max(taps) + 1 if taps and self.plan is None else len(self.blocks)
         return run_blocks(
             self.blocks[:end],
             Tokens(tokens, self.num_extra, grid=grid if keep_ids is None else None),
             plan=self.plan,
-            hooks=self.begin(images, *hooks),
+            hooks=begun,
             taps=taps,
             keys=split_key(key, len(self.blocks)),
             context=self.context(images, keep_ids),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vadapt.errors import ConfigError, nearest
 from vadapt.losses import PIXEL_LOSSES
 from vadapt.nn.convolutions import BatchNorm
 from vadapt.nn.drop import OptionalKey
@@ -77,16 +78,63 @@ class LabelPredictions(NamedTuple):
     chosen: tuple[Int[Array, "b g l k"], ...] = ()
 
 
-class LinearLabels(nnx.Module):
-    """The mean of the last map, normalised, and one linear layer."""
+# What is averaged for an image: patches and prompts alike ("original" in VPT's code), or either.
+POOLS = ("img_pool", "imgprompt_pool", "prompt_pool", "original")
 
-    def __init__(self, widths: Sequence[int], num_labels: int, *, rngs: nnx.Rngs):
+
+def pooled(
+    map_: Float[Array, "b h w d"], prompts: Float[Array, "b p d"] | None, pool: str
+) -> Float[Array, "b d"]:
+    """The mean of an image's patches ("img_pool"), prompts ("prompt_pool"), or of them all.
+
+    Raises:
+        ConfigError: prompts are wanted, and the backbone gives none; or no such pool.
+
+    Source: VPT, arXiv:2203.12119, released code; "original" and "imgprompt_pool" are the same.
+    """
+    if pool not in POOLS:
+        raise ConfigError(f"unknown pool {pool!r}; {nearest(pool, POOLS)}")
+    patches = map_.reshape(map_.shape[0], -1, map_.shape[-1])
+    if pool == "img_pool":
+        return patches.mean(axis=1)
+    if prompts is None:
+        raise ConfigError(
+            f"pool {pool!r} is of prompts, and the backbone gives none: apply vpt, or choose "
+            "'img_pool'"
+        )
+    if pool == "prompt_pool":
+        return prompts.mean(axis=1)
+    return jnp.concatenate([prompts, patches], axis=1).mean(axis=1)
+
+
+class LinearLabels(nnx.Module):
+    """The mean of the last map, normalised, and one linear layer.
+
+    Args:
+        pool: what the mean is of, see `pooled`.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_labels: int,
+        *,
+        pool: str = "img_pool",
+        rngs: nnx.Rngs,
+    ):
+        self.pool = pool
+        self.reads = () if pool == "img_pool" else ("prompts",)
         self.norm = BatchNorm(widths[-1], rngs=rngs)
         init = nnx.initializers.normal(0.01)
         self.linear = nnx.Linear(widths[-1], num_labels, kernel_init=init, rngs=rngs)
         mark(self, Head)
 
     def __call__(
-        self, maps: Sequence[Float[Array, "b _h _w _d"]], key: OptionalKey = None
+        self,
+        maps: Sequence[Float[Array, "b _h _w _d"]],
+        prompts: Float[Array, "b p d"] | None = None,
+        key: OptionalKey = None,
     ) -> LabelPredictions:
-        return LabelPredictions(self.linear(self.norm(maps[-1].mean(axis=(1, 2)))))
+        if self.pool == "img_pool":
+            return LabelPredictions(self.linear(self.norm(maps[-1].mean(axis=(1, 2)))))
+        return LabelPredictions(self.linear(self.norm(pooled(maps[-1], prompts, self.pool))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from vadapt.nn.tokens import Tokens
 class Hook(nnx.Module):
     """A method that acts around the blocks of a trunk; blocks themselves stay as they are.
 
+    In training, `before` and `after` may draw from `nn.drop.layer_key`.
+
     What a forward pass carries from block to block is its state, a tree of arrays: a hook keeps
     nothing in itself, so that a pass is a pure function, also where blocks are rematerialised.
     Numbers of blocks count through all stages of a backbone that has stages.
@@ -23,6 +26,10 @@ class Hook(nnx.Module):
     def start(self, images: Float[Array, "b h w c"]) -> Any:
         """Return the state at the start of a pass: what all blocks share is computed here, once."""
         return None
+
+    def look(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return images as the backbone is to see them, of the same size."""
+        return images
 
     def acts(self, number: int) -> bool:
         """Whether this hook does anything at a block."""
@@ -78,6 +85,10 @@ class Hooks(NamedTuple):
     def begin(cls, modules: Sequence[Hook], images: Float[Array, "b h w c"]) -> Hooks:
         """The hooks at the start of a pass of these images."""
         return cls(tuple(modules), tuple(hook.start(images) for hook in modules))
+
+    def look(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return images as the backbone is to see them, of the same size."""
+        return functools.reduce(lambda seen, hook: hook.look(seen), self.modules, images)
 
     def outputs(self) -> dict[str, Any]:
         """The named outputs of a pass that has ended."""

@@ -108,13 +108,13 @@ def _call(
     def forward(modules: Any, x: Tokens, states: Any, key: OptionalKey) -> Any:
         block, *methods = modules
         states = list(states)
-        for i, hook in enumerate(methods):
-            x, states[i] = hook.before(number, x, states[i])
         with drawing_from(key):
+            for i, hook in enumerate(methods):
+                x, states[i] = hook.before(number, x, states[i])
             y = shown = x.with_array(block(x.array, key, *context(x)))
-        for i, hook in enumerate(methods):
-            y, states[i] = hook.after(number, y, states[i])
-            shown = y if hook.shown(number) else shown
+            for i, hook in enumerate(methods):
+                y, states[i] = hook.after(number, y, states[i])
+                shown = y if hook.shown(number) else shown
         return y, shown, states
 
     modules = nnx.List([block, *(hooks.modules[i] for i in acting)])
@@ -276,6 +276,7 @@ class Trunk(nnx.Module):
     counts: str = "blocks"  # what numbers given to `features` count
     num_extra: int = 0  # tokens before the patches
     in_channels: int = 3  # of images
+    takes_prompts: bool = False  # whether blocks take tokens that methods add to the sequence
 
     @property
     def depth(self) -> int:
@@ -323,6 +324,8 @@ class Trunk(nnx.Module):
     ) -> Features:
         """Outputs of chosen blocks (of stages), and what methods give besides, by name.
 
+        Prompts that methods added are an output, as the last of the chosen blocks leaves them.
+
         Args:
             layers: their numbers, negative from the end; one number gives one array, a sequence a
                 tuple in that order.
@@ -341,7 +344,10 @@ class Trunk(nnx.Module):
             x = x.with_array(self.leave(x.array, number)) if norm else x
             found[number] = x.map if as_grid else x.tokens
         maps = tuple(found[number] for number in wanted)
-        return Features(maps[0] if isinstance(layers, int) else maps, passed.hooks.outputs())
+        outputs = passed.hooks.outputs()
+        if wanted and (last := passed.seen[wanted[-1]]).num_prompts:
+            outputs["prompts"] = self.leave(last.prompts, wanted[-1]) if norm else last.prompts
+        return Features(maps[0] if isinstance(layers, int) else maps, outputs)
 
 
 def block_numbers(layers: int | Sequence[int], depth: int, what: str = "blocks") -> tuple[int, ...]:

@@ -1,4 +1,8 @@
-"""Names of VPT's files: a ViT under names of its own, and the Pfeiffer adapter."""
+"""Names of VPT's files: a ViT under names of its own, the Pfeiffer adapter, and prompts.
+
+Prompts may stand beside any backbone's names; their paths are those of `vadapt.adapters.vpt`.
+Classifiers are passed over.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +32,19 @@ VPT = Table(
     unused=r"head\..*",
 )
 
-FAMILY = Family((VPT,), rank=14)
+
+def with_prompts(table: Table) -> Table:
+    """A family's table for files that hold its trunk and prompts together."""
+    prefix = _TRUNK if table.family == VPT.family else r"(?:|enc\.)"
+    deep = Rule(prefix + "deep_prompt_embeddings", "vpt/deep/0")
+    if table.is_of("swin_"):
+        deep = Rule(prefix + r"deep_prompt_embeddings_(\d+)", r"vpt/deep/\1")
+    prompts = (
+        Rule(prefix + "prompt_embeddings", "vpt/prompts", "table"),
+        deep,
+        *linear(prefix + "prompt_proj", "vpt/proj"),
+    )
+    return table._replace(backbone=table.backbone + prompts)
+
+
+FAMILY = Family((VPT,), rank=14, beside=with_prompts)
