@@ -1,5 +1,7 @@
 """The partition: what trains, what does not, and how patterns are checked."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 from tests.compiled import run
 from vadapt import adapters
+from vadapt.backbones.swin import Swin
 from vadapt.backbones.vit import vit
 from vadapt.errors import ConfigError
 from vadapt.partition import (
@@ -80,6 +83,36 @@ def test_filters_select_what_they_say(model, trainable, expected):
     every = {**flatten(parts.trainable), **flatten(parts.frozen)}
     assert set(flatten(parts.trainable)) == {name for name in every if expected(name)}
     assert parts.trainable
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("bias", ".*/bias"),
+        ("norm", "(.*/)?norms?/.*"),
+        ("cls", "backbone/cls_token"),
+        ("adapter", ".*/(adapter|gate)/.*"),
+        ("partial-1", r"backbone/(blocks/1|norm)/.*"),
+        ("partial-2", r"backbone/(blocks/[01]|norm)/.*"),
+        ("cls,partial-1", r"backbone/(blocks/1/.*|norm/.*|cls_token)"),
+    ],
+)
+def test_names_of_tuning_modes_select_what_they_say(model, name, pattern):
+    parts = split(model, name)
+    every = {**flatten(parts.trainable), **flatten(parts.frozen)}
+    assert set(flatten(parts.trainable)) == {path for path in every if re.fullmatch(pattern, path)}
+    assert parts.trainable
+
+
+def test_the_last_blocks_count_through_stages():
+    sizes = {"depths": (2, 1), "width": 4, "num_heads": (1, 1), "window": 2}
+    swin = Swin(**sizes, rngs=nnx.Rngs(0))
+    found = {re.sub("/(attn|mlp|scale|bias).*", "", path) for path in flatten(
+        split(swin, "partial-2").trainable
+    )}  # fmt: skip
+    assert found == {"stages/0/1", "stages/1/0", "norms/1"}
+    with pytest.raises(ConfigError, match="partial-4 of a model of 3 blocks"):
+        split(swin, "partial-4")
 
 
 def test_pattern_without_match_lists_the_nearest_paths(model):

@@ -79,11 +79,26 @@ def biases(path: Path, value: Any) -> bool:
     return path[-1] == "bias"
 
 
+def norms(path: Path, value: Any) -> bool:
+    """Selects scales and biases of every norm."""
+    return any("norm" in str(part) for part in path[:-1])
+
+
+def class_token(path: Path, value: Any) -> bool:
+    """Selects the class token."""
+    return path[-1] == "cls_token"
+
+
 NAMED: dict[str, Any] = {
     "default": DEFAULT,
     "everything": EVERYTHING,
     "head": Head,
     "biases": biases,
+    "bias": biases,
+    "norm": norms,
+    "cls": class_token,
+    "prompt": Prompt,
+    "adapter": Adapter,
 }
 
 
@@ -91,8 +106,9 @@ def split(model: nnx.Module, trainable: Trainable = DEFAULT) -> Partition:
     """Splits a model into (graph, trainable, frozen, state).
 
     Args:
-        trainable: what trains: variable types (`Adapter | Head`), a name out of "default",
-            "everything", "head" and "biases", a regular expression for whole paths such as
+        trainable: what trains: variable types (`Adapter | Head`), a name out of `NAMED` such as
+            "default", "everything", "head" and "biases", "partial-2" for the last two blocks and
+            the norms behind them (2203.12119), a regular expression for whole paths such as
             "blocks/(10|11)/.*", a function of (path, variable), or a list of these (their union),
             which a string separates by commas: "biases,head".
 
@@ -227,15 +243,38 @@ def _by_name(model: nnx.Module, name: str) -> Callable[[Path, Any], bool]:
         return selector(model, [part.strip(" '\"") for part in names if part.strip()])
     if name in NAMED:
         return selector(model, NAMED[name])
+    if partial := re.fullmatch(r"partial-(\d+)", name):
+        return _last_blocks(model, int(partial[1]))
     pattern = re.compile(name)
     paths = [key for key, value in variables(model).items() if _may_train(value)]
     if not any(pattern.fullmatch(path) for path in paths):
         raise ConfigError(
             f"no parameter matches {name!r}; nearest: {', '.join(_nearest_paths(name, paths))}. "
-            f"Patterns match whole paths; names are {', '.join(NAMED)}. See "
+            f"Patterns match whole paths; names are {', '.join(NAMED)}, partial-1, ... See "
             "vadapt.partition.summary(model)."
         )
     return lambda path, variable: pattern.fullmatch(path_name(path)) is not None
+
+
+def _last_blocks(model: nnx.Module, number: int) -> Callable[[Path, Any], bool]:
+    """Selects the backbone's last blocks, through all stages, and the norms behind them."""
+    block = re.compile(r"(?:backbone/)?(?:blocks/(\d+)|stages/(\d+)/(\d+))/.*")
+
+    def place(path: str) -> tuple[int, ...] | None:
+        found = block.fullmatch(path)
+        return None if found is None else tuple(int(part) for part in found.groups() if part)
+
+    places = sorted({found for path in variables(model) if (found := place(path)) is not None})
+    if not 1 <= number <= len(places):
+        raise ConfigError(f"partial-{number} of a model of {len(places)} blocks")
+    last = places[-number:]
+    behind = re.compile(r"(?:backbone/)?norms?/.*")
+
+    def selects(path: Path, variable: Any) -> bool:
+        name = path_name(path)
+        return place(name) in last or behind.fullmatch(name) is not None
+
+    return selects
 
 
 def _nearest_paths(pattern: str, paths: list[str], number: int = 4) -> list[str]:

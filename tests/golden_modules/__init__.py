@@ -5,4 +5,9 @@ _PEFT = (
     *("AdaptFormer", "Adapter (Houlsby)", "Adapter (Pfeiffer)", "Conv-Adapter"),
     *("LoRA", "SSF", "SVF", "layer-wise lr decay", "schedule"),
 )
-TOPICS = {"UPerNet": "dense_zoo", "VPT": "peft_vpt", **dict.fromkeys(_PEFT, "peft_zoo")}
+TOPICS = {
+    "UPerNet": "dense_zoo",
+    "VPT": "peft_vpt",
+    "tuning modes": "peft_modes",
+    **dict.fromkeys(_PEFT, "peft_zoo"),
+}
