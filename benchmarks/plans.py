@@ -1,9 +1,8 @@
 """Plans of training for TPUs, as docs/plans.md: `python -m benchmarks.plans`.
 
-Compiles, for machines that are not here: every recipe, beside what an earlier commit made of it;
-every pre-training for two topologies, with the largest batch that fits; PAD's variants beside one
-another; PAD at a constant batch a chip on 4 to 256 chips. All figures are the compiler's, none was
-measured. Some hours on two cores; plans that a results file already holds are not made again.
+Compiles, for machines that are not here, every recipe, beside what an earlier commit made of it,
+and PAD's variants beside one another. All figures are the compiler's, none was measured. Two hours
+on two cores; plans that the results file already holds are not made again.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from benchmarks.input_recipes import ROOT, earlier
 from vadapt import plan
 
-RECIPES = tuple(sorted(path.stem for path in ROOT.glob("configs/[!_]*.py")))
-CONFIGS = ("mae_scenes", "pad_milan_msip", "pad_msip")
-TOPOLOGIES = ("v5e:4x4", "v5e:16x16")
-SCALING = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
-A_CHIP = 128  # images, for the scaling
+RECIPES = (
+    *("mae_scenes", "pad_msip", "pad_milan_msip", "pad_soda", "pad_mfnet"),
+    *("linear_dinov2", "rein_gta", "rein_cityscapes", "spm_ade20k", "spm_cityscapes"),
+    *("gkgnet_coco:448", "gkgnet_voc", "vig_imagenet"),
+)
+TOPOLOGY = "v5e:4x4"
 
 Plan = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Store:
         """The plan of that name, made if it is not there yet."""
         if name not in self.plans:
             print(f"--- {name}", flush=True)
-            made = {"date": str(datetime.date.today()), **versions()}
+            made = {"date": str(datetime.date.today()), "versions": versions()}
             self.plans[name] = {"name": name, **made, **make()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.plans[name]) + "\n")
@@ -58,8 +58,9 @@ class Store:
 
 
 def config_of(name: str) -> Any:
-    """A config as it is run without arguments."""
-    return importlib.import_module(f"vadapt.configs.{name}").get_config()
+    """The config of a recipe, with the argument behind its colon if there is one."""
+    module, _, argument = name.partition(":")
+    return importlib.import_module(f"vadapt.configs.{module}").get_config(argument)
 
 
 def versions() -> dict[str, str]:
@@ -73,35 +74,35 @@ def of_every_recipe(store: Store, before: str) -> str:
     Args:
         before: the commit; "" for what the store has of one.
     """
-    topology = TOPOLOGIES[0]
     rows = [
         "| recipe | a chip | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | "
         "compiled in, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in RECIPES:
-        now = store.get(f"{name} on {topology}", lambda n=name: plan.plan(config_of(n), topology))
+        now = store.get(name, lambda n=name: plan.plan(config_of(n), TOPOLOGY))
         then = store.plans.get(f"{name}, before")
         if before and not then:
-            then = store.get(f"{name}, before", lambda n=name: plan_before(n, topology, before))
+            then = store.get(f"{name}, before", lambda n=name: plan_before(n, before))
         each = [brief(found) for found in (then, now) if found]
         cells = [" → ".join(dict.fromkeys(pair)) for pair in zip(*each, strict=True)]
         rows.append(row([name, f"{now['batch'] / now['chips']:g}", *cells]))
     return "\n".join(rows)
 
 
-def plan_before(name: str, topology: str, commit: str) -> Plan:
+def plan_before(name: str, commit: str) -> Plan:
     """The plan of a recipe by the files of an earlier commit, in a process of its own."""
     code = (
         "import importlib, json, sys\n"
         "from vadapt import plan\n"
-        "name, topology = sys.argv[1:]\n"
-        "config = importlib.import_module(f'vadapt.configs.{name}').get_config()\n"
+        "name, argument, topology = sys.argv[1:]\n"
+        "config = importlib.import_module(f'vadapt.configs.{name}').get_config(argument)\n"
         "print(json.dumps(plan.plan(config, topology)))\n"
     )
     with tempfile.TemporaryDirectory() as folder:
         tree = earlier(commit, Path(folder))
-        command = [sys.executable, "-c", code, name, topology]
+        module, _, argument = name.partition(":")
+        command = [sys.executable, "-c", code, module, argument, TOPOLOGY]
         variables = os.environ | {"PYTHONPATH": str(tree)}
         done = subprocess.run(
             command, cwd=tree, env=variables, check=True, stdout=subprocess.PIPE, text=True
@@ -124,86 +125,27 @@ def brief(found: Plan) -> list[str]:
     ]
 
 
-def of_every_config(store: Store) -> str:
-    """A table: every pre-training on both topologies."""
-    rows = [
-        "| config | topology | batch | a chip | memory | TFLOP | HBM GB | at least | bound by | "
-        "sent MB | trained | largest batch |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in CONFIGS:
-        for topology in TOPOLOGIES:
-            config = config_of(name)
-            # The largest batch a chip is the same on any number of chips: searched for once.
-            found = store.get(
-                f"{name} on {topology}",
-                lambda config=config, topology=topology: planned(
-                    config, topology, search=topology == TOPOLOGIES[0]
-                ),
-            )
-            chips = found["chips"]
-            most = store.plans[f"{name} on {TOPOLOGIES[0]}"]
-            largest = most["largest_batch"] // most["chips"] * chips
-            cells = [name, topology, found["batch"], f"{found['batch'] / chips:g}"]
-            rows.append(row([*cells, *figures(found), largest]))
-    return "\n".join(rows)
-
-
-def planned(config: Any, topology: str, *, search: bool) -> Plan:
-    """A plan, with the largest batch that fits if that is asked for."""
-    found = plan.plan(config, topology)
-    if search:
-        found["largest_batch"] = plan.largest_batch(config, found)
-    return found
-
-
 def of_variants(store: Store) -> str:
     """A table: PAD as published, one thing changed at a time."""
-    config = config_of("pad_msip")
     rows = [
-        "| | memory | TFLOP | HBM GB | at least | bound by | sent MB | trained |",
-        "|---|---|---|---|---|---|---|---|",
-        row(["as configured", *figures(store.plans[f"pad_msip on {TOPOLOGIES[0]}"])]),
+        "| | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | trained | "
+        "compiled in, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+        row(["as configured", *figures(store.plans["pad_msip"])]),
     ]
-    for title, other in plan.variants(config):
-        found = store.get(f"pad_msip, {title}", lambda other=other: plan.plan(other, TOPOLOGIES[0]))
+    config = config_of("pad_msip")
+    scanned = config_of("pad_msip")
+    scanned.parallel.step.scan = True
+    for title, other in (*plan.variants(config), ("scan over depth", scanned)):
+        found = store.get(f"pad_msip, {title}", lambda other=other: plan.plan(other, TOPOLOGY))
         rows.append(row([title, *figures(found)]))
     return "\n".join(rows)
 
 
-def of_sizes(store: Store) -> str:
-    """A table: PAD with a constant batch a chip on more and more chips."""
-    rows = [
-        "| topology | chips | batch | memory | TFLOP | HBM GB | at least | bound by | sent MB | "
-        "trained |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for topology in SCALING:
-        config = config_of("pad_msip")
-        config.parallel.step.accumulate = 1
-        sides = [int(side) for side in topology.partition(":")[2].split("x")]
-        config.batch_size = A_CHIP * sides[0] * sides[1]
-        found = store.get(
-            f"scaling on {topology}", lambda c=config, topology=topology: plan.plan(c, topology)
-        )
-        rows.append(row([topology, found["chips"], found["batch"], *figures(found)]))
-    return "\n".join(rows)
-
-
 def figures(found: Plan) -> list[str]:
-    """Memory to trained size, as cells."""
-    trained = f"{found['trainable_bytes'] / 2**20:.1f} MiB"
-    if not found["fits"]:
-        return ["does not fit", *[""] * 5, trained]
-    return [
-        f"{found['memory_bytes']['total'] / 2**30:.2f} GiB",
-        f"{found['flops'] / 1e12:.3g}",
-        f"{found['hbm_bytes'] / 1e9:.3g}",
-        f"{found['roofline_seconds'] * 1e3:.3g} ms",
-        found["bound"],
-        f"{sum(item['bytes'] for item in found['collectives']) / 1e6:.1f}",
-        trained,
-    ]
+    """Memory to compile time, as cells of the table of variants."""
+    memory, *work, sent, seconds = brief(found)
+    return [memory, *work, sent, f"{found['trainable_bytes'] / 2**20:.1f} MiB", seconds]
 
 
 def row(cells: list[Any]) -> str:
@@ -235,13 +177,8 @@ def main() -> None:
     parser.add_argument("--before", default="", help="a commit to compare every recipe with")
     options = parser.parse_args()
     store = Store(options.plans)
-    # Searches for the largest batch come first: their plans are rows of the other tables, too.
-    tables = {
-        "pre-training": of_every_config(store),
-        "variants": of_variants(store),
-        "sizes": of_sizes(store),
-        "recipes": of_every_recipe(store, options.before),
-    }
+    recipes = of_every_recipe(store, options.before)
+    tables = {"recipes": recipes, "variants": of_variants(store)}
     page = fill(options.page.read_text(encoding="utf-8"), tables)
     options.page.write_text(page, encoding="utf-8")
     print(f"wrote {options.page}")

@@ -95,7 +95,7 @@ def number_unread(config: Any) -> int:
     sets = [*pipeline.data_sets(config, "train").values()] or [config.data]
     for data in sets:
         if data.num_classes:
-            return data.num_classes
+            return int(data.num_classes)
         if data.source == "scenes":
             return len(scenes.CLASSES)
         if data.layout in LAYOUTS and LAYOUTS[data.layout].classes:
