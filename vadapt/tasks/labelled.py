@@ -92,10 +92,10 @@ def number_unread(config: Any) -> int:
     That of `config.data.num_classes`, of the embedded scenes, or of the layouts that the sets name;
     150, ADE20K's, where only the data themselves would say.
     """
-    sets = [*pipeline.data_sets(config, "train").values()] or [config.data]
+    sets: list[Any] = [*pipeline.data_sets(config, "train").values()] or [config.data]
     for data in sets:
         if data.num_classes:
-            return int(data.num_classes)
+            return data.num_classes
         if data.source == "scenes":
             return len(scenes.CLASSES)
         if data.layout in LAYOUTS and LAYOUTS[data.layout].classes:
