@@ -42,6 +42,7 @@ COUNTS = [
     ("conv_adapter", {"reduction": 8}, "resnet", 199_192),
     ("conv_adapter", {"reduction": 4}, "convnext", 3_721_728),
     ("conv_adapter", {"reduction": 8}, "convnext", 2_324_672),
+    ("frpt", {}, "resnet", 4_746),
     ("houlsby", {}, "vit", 2_379_264),
     ("pfeiffer", {"reduction": 8}, "vit", 1_779_840),
     ("pfeiffer", {"reduction": 64}, "vit", 230_544),

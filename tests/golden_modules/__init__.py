@@ -7,6 +7,7 @@ _PEFT = (
 )
 TOPICS = {
     "UPerNet": "dense_zoo",
+    "FRPT": "peft_frpt",
     "VPT": "peft_vpt",
     "tuning modes": "peft_modes",
     **dict.fromkeys(_PEFT, "peft_zoo"),

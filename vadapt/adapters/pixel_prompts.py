@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError, ShapeError
-from vadapt.nn.hooks import Hook
+from vadapt.nn.hooks import Glance, Hook
 from vadapt.nn.linear import uniform
 from vadapt.nn.resize import resize_bilinear
 from vadapt.nn.tokens import Tokens
@@ -57,7 +57,9 @@ class Frame(Hook):
     def acts(self, number: int) -> bool:
         return False
 
-    def look(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def look(
+        self, images: Float[Array, "b h w c"], glance: Glance | None = None
+    ) -> Float[Array, "b h w c"]:
         _check(images, self.size)
         number, side = images.shape[0], self.thickness
         inner = (self.size[0] - 2 * side, self.size[1] - 2 * side)

@@ -253,7 +253,7 @@ class SAMEncoder(Trunk):
         hooks = self.begin(images)
         return run_blocks(
             self.blocks[:end],
-            Tokens(self.embed(hooks.look(images))),
+            Tokens(self.embed(hooks.look(images, self.glance))),
             plan=self.plan,
             hooks=hooks,
             taps=taps,

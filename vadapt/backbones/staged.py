@@ -71,7 +71,7 @@ class Staged(Trunk):
         check_images(images, self.in_channels)
         keys = split_key(key, sum(map(len, self.stages)))
         hooks = self.begin(images)
-        passed = Passed(Tokens(hooks.look(images)), {}, hooks)
+        passed = Passed(Tokens(hooks.look(images, self.glance)), {}, hooks)
         seen, first = {}, 0
         for stage in range(max(taps, default=self.depth - 1) + 1):
             blocks, end = self.stages[stage], self.ends[stage]

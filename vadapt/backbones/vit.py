@@ -319,7 +319,7 @@ class ViT(Trunk):
         check_images(images, self.in_channels)
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         begun = self.begin(images, *hooks)
-        tokens = self.embed(begun.look(images), keep_ids)
+        tokens = self.embed(begun.look(images, self.glance), keep_ids)
         end = max(taps) + 1 if taps and self.plan is None else len(self.blocks)
         return run_blocks(
             self.blocks[:end],

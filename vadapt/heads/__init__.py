@@ -32,6 +32,7 @@ LABELS = Registry(
         "linear": "vadapt.heads.linear:LinearLabels",
         "mlp": "vadapt.heads.vig_classifier:ClassifierLabels",
         "label_graph": "vadapt.heads.label_graph:LabelGraph",
+        "retrieval": "vadapt.heads.retrieval:RetrievalLabels",
     },
 )
 

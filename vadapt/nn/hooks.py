@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -11,6 +11,10 @@ from jaxtyping import Array, Float
 
 from vadapt.errors import ConfigError
 from vadapt.nn.tokens import Tokens
+
+# From images and the number of a block (of a stage, where a backbone has them) to the map that the
+# blocks alone make of them.
+Glance = Callable[[Any, int], Any]
 
 
 class Hook(nnx.Module):
@@ -27,8 +31,12 @@ class Hook(nnx.Module):
         """Return the state at the start of a pass: what all blocks share is computed here, once."""
         return None
 
-    def look(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return images as the backbone is to see them, of the same size."""
+    def look(self, images: Float[Array, "b h w c"], glance: Glance) -> Float[Array, "b h w c"]:
+        """Return images as the backbone is to see them, of the same size.
+
+        Args:
+            glance: the backbone's first look, for hooks that go by it: see `Trunk.glance`.
+        """
         return images
 
     def acts(self, number: int) -> bool:
@@ -86,9 +94,9 @@ class Hooks(NamedTuple):
         """The hooks at the start of a pass of these images."""
         return cls(tuple(modules), tuple(hook.start(images) for hook in modules))
 
-    def look(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def look(self, images: Float[Array, "b h w c"], glance: Glance) -> Float[Array, "b h w c"]:
         """Return images as the backbone is to see them, of the same size."""
-        return functools.reduce(lambda seen, hook: hook.look(seen), self.modules, images)
+        return functools.reduce(lambda seen, hook: hook.look(seen, glance), self.modules, images)
 
     def outputs(self) -> dict[str, Any]:
         """The named outputs of a pass that has ended."""

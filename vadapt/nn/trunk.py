@@ -301,6 +301,12 @@ class Trunk(nnx.Module):
         """The model's hooks, and others, at the start of a pass."""
         return Hooks.begin([*hooks_of(self), *more], images)
 
+    def glance(self, images: Float[Array, "b h w c"], layer: int) -> Float[Array, "b gh gw d"]:
+        """The map of a block (of a stage) without any hooks; nothing in it is random."""
+        bare = nnx.clone(self)
+        bare.hooks = ()
+        return bare.features(images, layer, as_grid=True)
+
     def features(
         self,
         images: Float[Array, "b h w c"],
