@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent / "configs"
 # the default argument whole, of others what differs; of long tuples their ends and length.
 FORMER = json.loads((Path(__file__).parent / "recipes_of_0_1.json").read_text(encoding="utf-8"))
 SINCE = {"eval.num_worst": 16}  # settings that there were none of, and their defaults
+LABELS_SINCE = {"data.split_seed": 0}  # of images with labels
 LONG = 20
 ALIKE = 10  # lines in a row
 
@@ -57,7 +58,8 @@ def test_recipes_keep_their_numbers(name):
         now = leaves(comparable({key: x for key, x in now.items() if key not in kept}))
         before = leaves(comparable(nested(former(f"{name}:{argument}"))))
         del now["data.path"], before["data.path"]  # of scenes it was where files would lie
-        assert now == before | SINCE, argument
+        since = SINCE | (LABELS_SINCE if "data.num_labels" in before else {})
+        assert now == before | since, argument
 
 
 def test_former_names_of_settings_are_understood():

@@ -79,7 +79,7 @@ def read_coco(root: Path, split: str, year: str = "2014") -> Labels:
             f"{str(file)!r} is not as COCO has it: no {error} where an image, a category or an "
             "annotation needs it"
         ) from error
-    _check_files(root, labels.files, str(file))
+    check_files(root, labels.files, str(file))
     return labels
 
 
@@ -143,7 +143,7 @@ def read_voc(root: Path, split: str) -> Labels:
         for column, difficult in voc_objects(year / "Annotations" / f"{name}.xml"):
             row[column] = 1 if not difficult or row[column] == 1 else -1
     files = [f"{prefix}JPEGImages/{name}.jpg" for name in names]
-    _check_files(root, files, str(listed))
+    check_files(root, files, str(listed))
     return Labels(files, targets, VOC_CLASSES)
 
 
@@ -227,7 +227,7 @@ def read_table(root: Path, split: str) -> Labels:
         targets = np.array([_numbers(table, i, line, columns) for i, line in enumerate(lines, 2)])
     chosen = _in_split(table, lines, split)
     files = [lines[row]["file"] for row in chosen]
-    _check_files(root, files, str(table))
+    check_files(root, files, str(table), [row + 2 for row in chosen])
     return Labels(files, targets[chosen], classes)
 
 
@@ -264,23 +264,44 @@ def _in_split(table: Path, lines: Sequence[Mapping[str, str]], split: str) -> li
     return chosen
 
 
-def _check_files(root: Path, files: Sequence[str], table: str) -> None:
+def one_label_each(
+    files: list[str], numbers: Sequence[int], classes: tuple[str, ...], where: str
+) -> Labels:
+    """Images that have one label each, given by its number; `where` names what says so."""
+    check_cells(len(files), len(classes), where)
+    targets = np.zeros((len(files), len(classes)), np.int8)
+    targets[np.arange(len(files)), np.asarray(numbers, np.int64)] = 1
+    return Labels(files, targets, classes)
+
+
+def check_files(root: Path, files: Sequence[str], table: str, numbers: Sequence[int] = ()) -> None:
     """Raises DataError if a file is not there, elsewhere or named twice; a folder is listed once.
 
     Args:
         table: what names them.
+        numbers: the line of each in it, which errors then tell.
     """
-    check_inside(files, repr(table))
-    if twice := doubled(map(posixpath.normpath, files)):
-        raise DataError(f"{table!r} names images twice: {first_of(twice)}; each image has one line")
+    lines = [f", line {number}" for number in numbers] or [""] * len(files)
+    for line, file in zip(lines, files, strict=True):
+        check_inside([file], repr(table) + line)
+    plain = [*map(posixpath.normpath, files)]
+    if twice := doubled(plain):
+        again = len(plain) - 1 - plain[::-1].index(twice[0])
+        raise DataError(
+            f"{table!r}{lines[again]} names images twice: {first_of(twice)}; each image has one "
+            "line"
+        )
     there: dict[str, set[str]] = {}
     missing = []
-    for file in files:
+    for place, file in enumerate(files):
         folder, _, name = file.rpartition("/")
         if folder not in there:
             path = root / folder
             there[folder] = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if name not in there[folder]:
-            missing.append(file)
+            missing.append(place)
     if missing:
-        raise DataError(f"{len(missing)} images are not in {str(root)!r}: {first_of(missing)}")
+        what = f"{len(missing)} images are not in {str(root)!r}: " + first_of(
+            [files[place] for place in missing]
+        )
+        raise DataError(f"{table!r}{lines[missing[0]]}: {what}" if numbers else what)

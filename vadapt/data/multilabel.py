@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int8
 
+from vadapt.data import fgvc, vtab
 from vadapt.data.decode import decode_image
 from vadapt.data.identity import Identity, identify, identity_of, sized
 from vadapt.data.label_files import Labels, read_coco, read_table, read_voc
@@ -25,12 +26,19 @@ from vadapt.data.sources import IMAGE_SUFFIXES, Record, Tfds, find_files
 from vadapt.data.transforms import crop_and_resize
 from vadapt.data.untrusted import check_names
 from vadapt.errors import ConfigError, DataError, nearest
+from vadapt.options import accepted
 
-LAYOUTS: dict[str, Callable[[Path, str], Labels]] = {
+LAYOUTS: dict[str, Callable[..., Labels]] = {
     "table": read_table,
     "coco2014": functools.partial(read_coco, year="2014"),
     "coco2017": functools.partial(read_coco, year="2017"),
     "voc2007": read_voc,
+    "fgvc": fgvc.read_fgvc,
+    **{
+        name: functools.partial(fgvc.read_fgvc, num_classes=number)
+        for name, number in fgvc.CLASSES.items()
+    },
+    **{f"vtab_{name}": functools.partial(vtab.read_vtab, task=name) for name in vtab.TASKS},
 }
 
 
@@ -41,10 +49,11 @@ class LabelledImages:
         path: the root of the data set.
         split: as its files call it; of a table "" takes all.
         layout: a name in `LAYOUTS`: "table" is `labels.csv`, see `label_files.read_table`.
+        split_seed: draws what validates, of a layout that holds it out: see `fgvc.read_fgvc`.
         channels: of the images, as for `vadapt.data.sources.Folder`.
 
     Raises:
-        DataError: see the readers in `vadapt.data.label_files`.
+        DataError: see the readers in `vadapt.data.label_files`, `fgvc` and `vtab`.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -62,6 +71,7 @@ class LabelledImages:
         split: str = "",
         *,
         layout: str = "table",
+        split_seed: int = 0,
         channels: int = 3,
     ):
         if channels not in (1, 3):
@@ -72,7 +82,12 @@ class LabelledImages:
         if not self.path.is_dir():
             raise DataError(f"no folder {str(self.path)!r}; expected a data set's root")
         self.split, self.layout, self.channels = split, layout, channels
-        self._labels = LAYOUTS[layout](self.path, split)
+        drawn = {"split_seed": split_seed} if "split_seed" in accepted(LAYOUTS[layout]) else {}
+        if split_seed and not drawn:
+            raise ConfigError(
+                f"the layout {layout!r} draws no split: leave split_seed at 0, not {split_seed}"
+            )
+        self._labels = LAYOUTS[layout](self.path, split, **drawn)
 
     @property
     def classes(self) -> tuple[str, ...]:

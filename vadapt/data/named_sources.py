@@ -96,11 +96,16 @@ def segmentation(fields: Sequence[str], path: str, split: str = "", layout: str 
     return Segmentation(path, split, layout=layout or None, labelled="mask" in fields)
 
 
-def labels(fields: Sequence[str], path: str, split: str = "", layout: str = "table") -> Source:
-    """Images, and files that say their labels; `layout` is a name in `multilabel.LAYOUTS`."""
+def labels(
+    fields: Sequence[str], path: str, split: str = "", layout: str = "table", split_seed: int = 0
+) -> Source:
+    """Images, and files that say their labels; `layout` is a name in `multilabel.LAYOUTS`.
+
+    `split_seed` draws what validates, of a layout that holds a part of the training images out.
+    """
     _check_path("labels", path)
     _check_fields("labels", fields, ("image", *_LABELS))
-    return LabelledImages(path, split, layout=layout)
+    return LabelledImages(path, split, layout=layout, split_seed=split_seed)
 
 
 def folders(

@@ -44,11 +44,17 @@ def read_lines(path: Path, most_mib: int = 256) -> list[str]:
         DataError: it is no text in UTF-8, or larger than `most_mib` MiB.
         OSError: it cannot be read.
     """
+    return [line for _, line in numbered_lines(path, most_mib)]
+
+
+def numbered_lines(path: Path, most_mib: int = 256) -> list[tuple[int, str]]:
+    """`read_lines`, each with its number in the file, from 1."""
     try:
         text = read_bytes(path, most_mib).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is no text in UTF-8: {error}; save it as such") from error
-    return [line for line in map(str.strip, text.splitlines()) if line]
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return [(number, line) for number, line in lines if line]
 
 
 def read_json(path: Path, most_mib: int) -> Any:
