@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent / "configs"
 # the default argument whole, of others what differs; of long tuples their ends and length.
 FORMER = json.loads((Path(__file__).parent / "recipes_of_0_1.json").read_text(encoding="utf-8"))
 SINCE = {"eval.num_worst": 16}  # settings that there were none of, and their defaults
-LABELS_SINCE = {"data.split_seed": 0}  # of images with labels
+# Of images with labels.
+LABELS_SINCE = {"data.split_seed": 0, "data.shots": 0, "data.shots_seed": 0}
 LONG = 20
 ALIKE = 10  # lines in a row
 

@@ -108,6 +108,9 @@ class LabelledImages:
     def name(self, index: int) -> str:
         return str(self.path / self._labels.files[index])
 
+    def key(self, index: int) -> str:
+        return self._labels.files[index]
+
     def identity(self) -> Identity:
         files, *known = self._labels
         return identity_of(len(self), sized(self.path, files), *known)
@@ -169,6 +172,9 @@ class ClassFolders:
 
     def name(self, index: int) -> str:
         return str(self.path / self._files[index])
+
+    def key(self, index: int) -> str:
+        return self._files[index]
 
     def identity(self) -> Identity:
         return identity_of(len(self), self.classes, sized(self.path, self._files))

@@ -23,6 +23,7 @@ from vadapt.data.repeated import Repeated, balanced_counts
 from vadapt.data.side_by_side import SideBySide
 from vadapt.data.sources import Guarded, Joined, Source
 from vadapt.data.stream import Stream, batches, make_stream, readable, select_fields
+from vadapt.data.subsets import FewShot
 from vadapt.data.transforms import Transform, apply_all
 from vadapt.errors import ConfigError, nearest
 from vadapt.registry import Registry
@@ -42,7 +43,17 @@ SOURCES = Registry(
     },
 )  # fmt: skip
 # Of `config.data`, besides those of the source and of the task's transforms.
-SETTINGS = ("source", "image_size", "max_corrupt", "balance", "views", "max_boxes", "frames")
+SETTINGS = (
+    "source",
+    "image_size",
+    "max_corrupt",
+    "balance",
+    "views",
+    "max_boxes",
+    "frames",
+    "shots",
+    "shots_seed",
+)
 _GIVEN = ("data", "fields", "classes")
 _LABELED = {"mask", "labels"}  # fields whose numbers are of the source's classes
 
@@ -142,14 +153,23 @@ def evaluation_sets(config: Any, on: str) -> dict[str, ConfigDict]:
 def training_source(config: Any, reads: Sequence[str] = ("image",)) -> Any:
     """The training data: `config.data`, or the sets that `config.train` names, joined.
 
+    With `shots` in a set's data that many images of each class are drawn by `shots_seed`.
+
     Raises:
-        ConfigError: see `make_source`; or the sets have other classes.
+        ConfigError: see `make_source` and `FewShot`; or the sets have other classes.
+        DataError: a class has fewer images than `shots`.
     """
     sets = data_sets(config, "train")
-    sources = {name: make_source(data, reads) for name, data in sets.items()}
+    sources = {name: _to_learn_from(data, reads) for name, data in sets.items()}
     if not sources:
-        return make_source(config.data, reads)
+        return _to_learn_from(config.data, reads)
     return Joined(sources) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def _to_learn_from(data: Any, reads: Sequence[str]) -> Any:
+    """One set of training data."""
+    source, shots = make_source(data, reads), data.get("shots", 0)
+    return FewShot(source, shots, data.get("shots_seed", 0)) if shots else source
 
 
 def training_stream(
@@ -190,7 +210,7 @@ def training_streams(config: Any, feeds: Mapping[str, MakeFeed]) -> Stream:
         feed = feeds[name](data)
         reads = feed.reads or feed.fields
         if name in config.get("streams", {}):
-            elements = make_source(data, reads)
+            elements = _to_learn_from(data, reads)
         else:
             elements = training_source(config, reads)
         seed = _seed(config.seed, name) if streams else config.seed

@@ -33,7 +33,8 @@ class Source(Protocol):
     """Records by index, readable from several threads at once.
 
     A source may also have `name(index) -> str`, which says in messages what an element is (a path),
-    and `identity()`, see `vadapt.data.identity`: by it a run notices that the data set is another.
+    and `identity()`, see `vadapt.data.identity`: by it a run notices that the data set is another;
+    and `key(index) -> str`, a name that is the same wherever the data set lies: see `subsets`.
     """
 
     def __len__(self) -> int: ...
