@@ -37,24 +37,28 @@ Plan = dict[str, Any]
 
 
 class Store:
-    """Plans by name, in a file of JSON lines."""
+    """Plans by name, in a file of JSON lines.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Args:
+        makes: whether plans that are not there are made; else they are None.
+    """
+
+    def __init__(self, path: Path, *, makes: bool = True):
+        self.path, self.makes = path, makes
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         lines = (json.loads(line) for line in path.read_text().splitlines())
         self.plans = {line["name"]: line for line in lines}
 
-    def get(self, name: str, make: Callable[[], Plan]) -> Plan:
+    def get(self, name: str, make: Callable[[], Plan]) -> Plan | None:
         """The plan of that name, made if it is not there yet."""
-        if name not in self.plans:
+        if name not in self.plans and self.makes:
             print(f"--- {name}", flush=True)
             made = {"date": str(datetime.date.today()), "versions": versions()}
             self.plans[name] = {"name": name, **made, **make()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.plans[name]) + "\n")
-        return self.plans[name]
+        return self.plans.get(name)
 
 
 def config_of(name: str) -> Any:
@@ -84,6 +88,8 @@ def of_every_recipe(store: Store, before: str) -> str:
         then = store.plans.get(f"{name}, before")
         if before and not then:
             then = store.get(f"{name}, before", lambda n=name: plan_before(n, before))
+        if not now:
+            continue
         each = [brief(found) for found in (then, now) if found]
         cells = [" → ".join(dict.fromkeys(pair)) for pair in zip(*each, strict=True)]
         rows.append(row([name, f"{now['batch'] / now['chips']:g}", *cells]))
@@ -131,14 +137,16 @@ def of_variants(store: Store) -> str:
         "| | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | trained | "
         "compiled in, s |",
         "|---|---|---|---|---|---|---|---|---|",
-        row(["as configured", *figures(store.plans["pad_msip"])]),
     ]
     config = config_of("pad_msip")
     scanned = config_of("pad_msip")
     scanned.parallel.step.scan = True
-    for title, other in (*plan.variants(config), ("scan over depth", scanned)):
-        found = store.get(f"pad_msip, {title}", lambda other=other: plan.plan(other, TOPOLOGY))
-        rows.append(row([title, *figures(found)]))
+    variants = (("", config), *plan.variants(config), ("scan over depth", scanned))
+    for title, other in variants:
+        name = f"pad_msip, {title}" if title else "pad_msip"
+        found = store.get(name, lambda other=other: plan.plan(other, TOPOLOGY))
+        if found:
+            rows.append(row([title or "as configured", *figures(found)]))
     return "\n".join(rows)
 
 
@@ -175,8 +183,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/plans.md")
     parser.add_argument("--plans", type=Path, default=ROOT / "benchmarks/results/plans.jsonl")
     parser.add_argument("--before", default="", help="a commit to compare every recipe with")
+    parser.add_argument("--kept", action="store_true", help="tables of what is kept; none is made")
     options = parser.parse_args()
-    store = Store(options.plans)
+    store = Store(options.plans, makes=not options.kept)
     recipes = of_every_recipe(store, options.before)
     tables = {"recipes": recipes, "variants": of_variants(store)}
     page = fill(options.page.read_text(encoding="utf-8"), tables)
