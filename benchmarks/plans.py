@@ -79,9 +79,8 @@ def of_every_recipe(store: Store, before: str) -> str:
         before: the commit; "" for what the store has of one.
     """
     rows = [
-        "| recipe | a chip | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | "
-        "compiled in, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | a chip | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in RECIPES:
         now = store.get(name, lambda n=name: plan.plan(config_of(n), TOPOLOGY))
@@ -117,9 +116,9 @@ def plan_before(name: str, commit: str) -> Plan:
 
 
 def brief(found: Plan) -> list[str]:
-    """Memory to compile time, as cells of the table of recipes."""
+    """Memory to what is sent, as cells of the table of recipes."""
     if not found["fits"]:
-        return ["does not fit", *["-"] * 6]
+        return ["does not fit", *["-"] * 5]
     return [
         f"{found['memory_bytes']['total'] / 2**30:.2f}",
         f"{found['flops'] / 1e12:.3g}",
@@ -127,16 +126,14 @@ def brief(found: Plan) -> list[str]:
         f"{found['roofline_seconds'] * 1e3:.3g}",
         found["bound"],
         f"{sum(item['bytes'] for item in found['collectives']) / 1e6:.1f}",
-        f"{found['compile_seconds']:.0f}",
     ]
 
 
 def of_variants(store: Store) -> str:
     """A table: PAD as published, one thing changed at a time."""
     rows = [
-        "| | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | trained | "
-        "compiled in, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | memory, GiB | TFLOP | HBM GB | at least, ms | bound by | sent MB | trained |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     config = config_of("pad_msip")
     scanned = config_of("pad_msip")
@@ -151,9 +148,8 @@ def of_variants(store: Store) -> str:
 
 
 def figures(found: Plan) -> list[str]:
-    """Memory to compile time, as cells of the table of variants."""
-    memory, *work, sent, seconds = brief(found)
-    return [memory, *work, sent, f"{found['trainable_bytes'] / 2**20:.1f} MiB", seconds]
+    """Memory to trained size, as cells of the table of variants."""
+    return [*brief(found), f"{found['trainable_bytes'] / 2**20:.1f} MiB"]
 
 
 def row(cells: list[Any]) -> str:
