@@ -6,6 +6,7 @@ gives itself. Systems that several recipes train are modules of their own: `part
 
 from vadapt.configs.parts.arguments import one_of, words
 from vadapt.configs.parts.data import (
+    IMAGENET,
     SCENES,
     THERMAL,
     folders_and_masks,
@@ -27,6 +28,7 @@ from vadapt.configs.parts.sections import (
 )
 
 __all__ = [
+    "IMAGENET",
     "SCENES",
     "THERMAL",
     "adamw",
