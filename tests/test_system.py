@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from vadapt import system
-from vadapt.configs import gkgnet_coco, linear_dinov2, pad_msip
+from vadapt import models, system
+from vadapt.adapters import adapt_from
+from vadapt.configs import gkgnet_coco, linear_dinov2, pad_msip, vig_imagenet
 from vadapt.errors import ConfigError, WeightsError
 from vadapt.heads import segmentation_head
 from vadapt.partition import variables
@@ -103,3 +105,44 @@ def test_weights_of_a_plain_model_bring_its_decoder_and_no_less(tmp_path):
     config.model.weights = str(tmp_path / "backbone.safetensors")
     with pytest.raises(WeightsError, match="missing"):
         make_task(config).build()
+
+
+def test_a_plan_of_the_config_is_that_of_the_backbone_and_of_its_adapter_file(tmp_path):
+    options = {**MICRO, "depth": 2}
+    settings = {"plan": "1,0", "weights": "", "options": options}
+    config = adapting(linear_dinov2.get_config("scenes"), **settings)
+    config.task.layers = (1,)
+    task = make_task(config)
+    model, images = trained(task.build(), 0.1), jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+
+    def features(backbone):
+        graph, state = nnx.split(backbone)
+        return jax.jit(lambda state: nnx.merge(graph, state).features(images))(state)
+
+    wanted = features(model.backbone)
+    # What the file adapts runs as it was trained.
+    file = tmp_path / "adapter.safetensors"
+    save_adapter(file, task.export(model), backbone=config.model.backbone)
+    plain = models.create("vit_micro", image_size=(64, 64), **options)
+    again = adapt_from(plain, file)
+    assert (again.plan, plain.plan) == ((1, 0), None)
+    np.testing.assert_allclose(features(again), wanted, atol=1e-5)
+    again.follow("")
+    assert np.abs(features(again) - wanted).max() > 1e-3
+
+
+def test_a_plan_that_cannot_be_run_is_refused_where_the_model_is_built():
+    config = linear_dinov2.get_config("scenes")
+    config.model.plan = "skip:3"
+    with pytest.raises(ConfigError, match="start 3 of the middle of 6 blocks"):
+        make_task(config).build(pretrained=False)
+    staged = vig_imagenet.get_config("scenes")
+    staged.model.plan = "skip:1"
+    with pytest.raises(ConfigError, match="has stages, which run in their order alone"):
+        make_task(staged).build(pretrained=False)
+
+
+def test_adapters_in_blocks_that_a_plan_leaves_out_are_named():
+    config = adapting(linear_dinov2.get_config("scenes"), plan="skip:1")
+    with pytest.warns(UserWarning, match=r"leaves out blocks .* \(blocks/2/.*do nothing"):
+        make_task(config).build(pretrained=False)

@@ -6,6 +6,7 @@ Each of them is made by name, by functions that know no config: `vadapt.models`,
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -17,7 +18,9 @@ from vadapt import models
 from vadapt.errors import ConfigError
 from vadapt.necks import make_neck
 from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.plans import executed, spell
 from vadapt.nn.trunk import Features
+from vadapt.partition import Adapter, Prompt, variables
 
 # From a backbone and random streams to the model with it, as its `backbone`, or to itself.
 MakeModel = Callable[[Any, nnx.Rngs], Any]
@@ -98,7 +101,8 @@ def build(
     weights; the method in the backbone; the adapter that it goes on from, if there is one.
 
     Fields: `data.image_size`; of `config.model` those of `models.load` and `models.load_adapted`,
-    and `backbone`; `method`, see `models.apply_method`.
+    `backbone`, and `plan`, in which its blocks run (see `plans.read`; by default each once, in
+    order); `method`, see `models.apply_method`.
 
     Args:
         make_model: makes the model of a backbone; `with_head` gives one for systems.
@@ -109,13 +113,17 @@ def build(
         pretrained: False leaves every weight at random and reads no file.
 
     Raises:
-        ConfigError: an adapter to go on from, and weights that hold one already.
+        ConfigError: an adapter to go on from, and weights that hold one already; or a plan that the
+            backbone cannot run.
         WeightsError: a file does not fit.
     """
     settings, rngs = config.model, nnx.Rngs(config.seed)
     told = models.told(settings.backbone, settings.weights) if pretrained else {}
     options = {**told, "image_size": tuple(config.data.image_size), **options}
-    model = make_model(models.create(settings.backbone, rngs=rngs, **options), rngs)
+    backbone = models.create(settings.backbone, rngs=rngs, **options)
+    if plan := settings.get("plan", ""):
+        backbone.follow(plan)
+    model = make_model(backbone, rngs)
     adapter = settings.get("adapter", "") if pretrained else ""
     if adapter and holds == "adapted":
         raise ConfigError(
@@ -127,11 +135,30 @@ def build(
     elif pretrained and holds == "backbone" and not adapter:
         models.load(_backbone_of(model), settings)
     model = models.apply_method(model, config.method, known=known, seed=config.seed)
+    _warn_of_idle(_backbone_of(model))
     if adapter:
         models.load_adapted(_backbone_of(model), settings)
     if pretrained and holds == "adapted":
         models.load(model, settings)
     return model
+
+
+def _warn_of_idle(backbone: Any) -> None:
+    """Say which blocks a method has adapted for nothing, as the backbone's plan leaves them out."""
+    if not (plan := getattr(backbone, "plan", None)):
+        return
+    left_out = {f"blocks/{i}/" for i in set(range(backbone.depth)) - {*executed(plan)}}
+    found = [
+        path
+        for path, value in variables(backbone).items()
+        if isinstance(value, Adapter | Prompt) and any(map(path.startswith, left_out))
+    ]
+    if found:
+        warnings.warn(
+            f"the plan {spell(plan)} leaves out blocks in which {len(found)} adapter weights stand "
+            f"({found[0]}, ...): these do nothing, and training them is in vain",
+            stacklevel=3,
+        )
 
 
 def _backbone_of(model: Any) -> Any:

@@ -14,6 +14,7 @@ def backbone(name: str, weights: str, **options: Any) -> ConfigDict:
     """A backbone with its weights; options are fields of its class."""
     section = ConfigDict({"backbone": name, "weights": weights, "options": ConfigDict(options)})
     section.allow_missing, section.allow_unexpected = (), ()  # patterns of names in the weights
+    section.plan = ""  # how blocks run, such as "skip:2", see vadapt.nn.plans; "": each once
     return section
 
 

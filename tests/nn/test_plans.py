@@ -55,6 +55,9 @@ def test_plans_are_read_as_people_write_them(text, plan):
         ("skip:4", "start 4 of the middle of 8 blocks; it may be 0 to 3"),
         ("switch:7", r"blocks \[8\]"),
         ("skip_one:9", r"blocks \[9\]"),
+        ("0-99999999999", r"blocks \[99999999999\]"),
+        ("(0-7)x101", "runs 808 blocks of a model of 8; at most 800"),
+        ("loop_parallel:2,999999999", "at most 800"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_one_line(text, said):

@@ -76,6 +76,13 @@ def test_what_the_family_cannot_say_is_refused(options, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_is_refused_as_transformers_has_no_word_for_it(tmp_path):
+    model = dinov2()
+    model.follow("1,0")
+    with pytest.raises(WeightsError, match=r"has plan of its blocks$"):
+        save_hugging_face(model, tmp_path, "dinov2")
+
+
 @pytest.mark.parametrize(
     ("create", "family", "message"),
     [

@@ -60,6 +60,8 @@ def _count_added(model: Any) -> int:
 def adapt_from(model: Any, source: str | Path | AdapterInfo) -> Any:
     """The model with what an adapter file holds: its methods applied, its weights loaded.
 
+    Its blocks then run in the file's plan, if it was trained in one.
+
     Args:
         model: the plain backbone with the pretrained weights that the adapter was trained on, or
             a model with it as its `backbone`; it stays as it is.
@@ -111,8 +113,15 @@ def abstract(info: AdapterInfo, build: Callable[[], Any]) -> Any:
 
 
 def with_methods(model: Any, info: AdapterInfo) -> Any:
-    """A copy of a model with the methods of a file applied, of which no weight is loaded."""
+    """A copy of a model with a file's plan and methods, of which no weight is loaded."""
     model = nnx.clone(model)
+    if info.plan:
+        try:
+            getattr(model, "backbone", model).follow(info.plan)
+        except ConfigError as error:
+            raise WeightsError(
+                f"{str(info.path)!r} has a plan that does not fit: {error}"
+            ) from error
     for method in info.methods:
         if method["name"] != "none":
             options = {key: value for key, value in method.items() if key != "name"}

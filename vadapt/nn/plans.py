@@ -33,6 +33,7 @@ class Parallel(NamedTuple):
 
 
 Plan = Sequence[int | Parallel]
+_MOST = 100  # times that a plan may run as many blocks as there are
 
 
 def baseline(depth: int) -> Plan:
@@ -145,10 +146,16 @@ def check(plan: Plan, depth: int) -> Plan:
     """Return a plan that a model of `depth` blocks can run.
 
     Raises:
-        ConfigError: it names a block that does not exist, or has a group without blocks or loops.
+        ConfigError: it names a block that does not exist, has a group without blocks or loops, or
+            runs more than 100 times as many blocks as there are.
     """
     if unknown := [i for i in executed(plan) if not 0 <= i < depth]:
         raise ConfigError(f"blocks {unknown} in the plan of a model of {depth}")
+    if evaluations(plan) > _MOST * depth:
+        raise ConfigError(
+            f"a plan that runs {evaluations(plan)} blocks of a model of {depth}; at most "
+            f"{_MOST * depth}"
+        )
     for step in plan:
         if isinstance(step, Parallel) and (not step.blocks or step.loops < 1):
             raise ConfigError(f"a group of a plan needs blocks and at least one loop, got {step}")
@@ -216,7 +223,7 @@ def read(text: str, depth: int) -> Plan:
     name, _, rest = text.partition(":")
     try:
         if name in VARIANTS:
-            return VARIANTS[name](depth, *(int(x) for x in rest.split(",") if x))
+            return check(VARIANTS[name](depth, *(int(x) for x in rest.split(",") if x)), depth)
         steps: list[int | Parallel] = []
         place = 0
         while place < len(text):
@@ -225,11 +232,12 @@ def read(text: str, depth: int) -> Plan:
                 raise ValueError(text[place:])
             place = found.end() + 1
             if found["group"]:
-                blocks = tuple(i for part in found["group"].split(",") for i in _range(part))
+                parts = found["group"].split(",")
+                blocks = tuple(i for part in parts for i in _range(part, depth))
                 scale = float(found["scale"]) if found["scale"] else None
                 steps.append(Parallel(blocks, int(found["loops"] or 1), scale))
             else:
-                steps += _range(found[0])
+                steps += _range(found[0], depth)
         return check(tuple(steps), depth)
     except ConfigError:
         raise
@@ -240,9 +248,11 @@ def read(text: str, depth: int) -> Plan:
         ) from error
 
 
-def _range(text: str) -> range:
+def _range(text: str, depth: int) -> range:
     """The numbers of "4", of "4-8", or of "8-4" backwards."""
     first, _, last = text.partition("-")
     start, end = int(first), int(last or first)
+    if unknown := [i for i in dict.fromkeys((start, end)) if i >= depth]:
+        raise ConfigError(f"blocks {unknown} in the plan of a model of {depth}")
     step = 1 if end >= start else -1
     return range(start, end + step, step)

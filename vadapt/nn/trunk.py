@@ -14,7 +14,7 @@ from vadapt import remat
 from vadapt.errors import ConfigError
 from vadapt.nn.drop import OptionalKey, drawing_from
 from vadapt.nn.hooks import Hook, Hooks, hooks_of
-from vadapt.nn.plans import Parallel, Plan, check, executed
+from vadapt.nn.plans import Parallel, Plan, check, executed, read
 from vadapt.nn.sites import Site
 from vadapt.nn.sites import sites as sites_of
 from vadapt.nn.tokens import Tokens
@@ -272,7 +272,7 @@ class Trunk(nnx.Module):
     """
 
     hooks: tuple[str, ...] = ()  # names of the attributes that hold hooks, in the order they act
-    plan: Any = None  # see `run_blocks`
+    plan: Any = None  # see `run_blocks`; `follow` sets it
     counts: str = "blocks"  # what numbers given to `features` count
     num_extra: int = 0  # tokens before the patches
     in_channels: int = 3  # of images
@@ -288,6 +288,19 @@ class Trunk(nnx.Module):
     ) -> Passed:
         """A pass up to the last of the taps, or to the end without taps."""
         raise NotImplementedError
+
+    def follow(self, plan: str) -> None:
+        """Run blocks as a text says from here on, see `plans.read`; "" for each once, in order.
+
+        Raises:
+            ConfigError: it cannot be read or run, or the backbone has stages.
+        """
+        if plan and self.counts != "blocks":
+            raise ConfigError(
+                f"plan {plan!r}: a {type(self).__name__} has {self.counts}, which run in their "
+                "order alone; plans are for backbones of blocks that are alike, such as a ViT"
+            )
+        self.plan = read(plan, self.depth) if plan else None
 
     def sites(self, *kinds: str) -> list[Site]:
         """The places where a method can take hold; see `vadapt.nn.sites.sites`."""

@@ -98,7 +98,9 @@ def fingerprint(model: Any, config: Any, source: Any) -> dict[str, Any]:
         digest.update(f"{path} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     data, parallel = config.data, config.parallel
+    plan = config.model.get("plan", "")
     return {
+        **({"model.plan": plan} if plan else {}),
         "vadapt": vadapt.__version__,
         "model.backbone": config.model.backbone,
         "model.options": config.model.options.to_dict(),

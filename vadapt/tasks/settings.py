@@ -21,6 +21,7 @@ class ModelFields:
     allow_unexpected: Sequence[str] = ()
     options: Any = None
     adapter: str = ""
+    plan: str = ""
 
 
 @dataclass(frozen=True)

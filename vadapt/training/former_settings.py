@@ -29,6 +29,8 @@ def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     sections = [found.get("optimizer", {}), *found.get("optimizers", {}).values()]
     for section in sections:
         _compare_optimizer(section, found["batch_size"])
+    if "model" in found:
+        found["model"].setdefault("plan", "")
     data = found.get("data", {})
     if str(data.get("source", "")).startswith("scene"):
         for name in _OF_FILES:

@@ -17,6 +17,7 @@ from flax import nnx
 from vadapt import __version__
 from vadapt.backbones.named import Statistics
 from vadapt.errors import ConfigError, WeightsError
+from vadapt.nn.plans import spell
 from vadapt.partition import (
     DEFAULT,
     Adapter,
@@ -64,6 +65,7 @@ class AdapterInfo(NamedTuple):
     base_kind: str = ""  # "backbone"; empty in older files, see `fingerprint`
     methods: tuple[Mapping[str, Any], ...] = ()  # in the order of applying: name and options
     backbone: str | None = None  # name for `vadapt.create`
+    plan: str = ""  # in which the backbone's blocks run, see `plans.read`; "" for each once
     trainable: str | Sequence[str] | None = None  # the setting that chose the file's leaves
     classes: tuple[str, ...] = ()
     statistics: Statistics | None = None  # of the pixels, in 0-1
@@ -118,7 +120,8 @@ def save_adapter(
     """
     learned = _learned(model, split(model, trainable))
     arrays = {name: np.asarray(leaf) for name, leaf in learned.items()}
-    applied = getattr(getattr(model, "backbone", model), "applied", ())
+    whole = getattr(model, "backbone", model)
+    applied, plan = getattr(whole, "applied", ()), getattr(whole, "plan", None)
     methods = [dict(one) for one in applied] if method is None else method
     if isinstance(methods, list) and len(methods) == 1:
         methods = methods[0]
@@ -127,6 +130,7 @@ def save_adapter(
         "base_kind": "backbone",
         "method": methods or None,
         "backbone": backbone,
+        "plan": None if plan is None else spell(plan),
         "trainable": trainable if named and trainable != "default" else None,
         "classes": list(classes) or None,
         "statistics": statistics,

@@ -117,6 +117,10 @@ def _is_palette(value: Any) -> bool:
     )
 
 
+def _is_plan(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w,:()*.+-]{0,4096}", value) is not None
+
+
 def _are_methods(value: Any) -> bool:
     methods = value if isinstance(value, list) else [value]
     return all(_is_method(method) for method in methods)
@@ -179,6 +183,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         _are_methods,
         f"a name and options, or a list of such; {_SIZES}; never a pattern that might never end",
     ),
+    "plan": (_is_plan, "numbers of blocks, as vadapt.nn.plans reads them"),
     "trainable": (_are_patterns, "patterns"),
     "classes": (_is_names, "a list of short texts"),
     "statistics": (_are_statistics, "two rows of three numbers, the second above 0"),

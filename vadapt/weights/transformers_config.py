@@ -39,6 +39,7 @@ def _vit_traits(model: Any) -> Traits:
     gated, whole = isinstance(mlp, SwiGLU), mlp_ratio(model) * model.width
     relative = attn.relative is not None or attn.shared_relative is not None
     return {
+        "plan of its blocks": model.plan is not None,
         "class token": model.cls_token is not None,
         "class token twice": model.class_token_twice,
         "registers": model.registers is not None,
@@ -66,6 +67,7 @@ def _sam_traits(model: Any) -> Traits:
     tables = [block.attn.inner.rel_pos_h for block in model.blocks if block.is_global]
     rows = {table.shape[0] for table in tables if table is not None}
     return {
+        "plan of its blocks": model.plan is not None,
         "square grid of positions": model.grid[0] == model.grid[1],
         "relative positions of another grid": bool(rows - {2 * model.grid[0] - 1}),
         "neck": model.neck is not None,
