@@ -133,13 +133,15 @@ def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         WeightsError: names of no known family, or shapes of no named backbone.
     """
-    arrays = arrays_of(arrays).bare()  # what lies beside is for `create` to heed
+    arrays = arrays_of(arrays)
+    made, arrays = arrays.beside.made, arrays.bare()  # what lies beside is for `create` to heed
     table = table_of(arrays)
     always = {} if table is None else dict(table.options)
     named = [(name, known) for name, known in BACKBONES.items() if not table or table.is_of(name)]
     for (name, known), options in [(one, o) for one in named for o in ({}, *one[1].others)]:
         with contextlib.suppress(WeightsError):
-            wanted = {**known.options, **options}
+            own = {name: made[name] for name in made.keys() & accepted(known.build)}
+            wanted = {**known.options, **options, **own}
             model = _abstract(known.build, tuple(sorted(wanted.items())))
             _, report = match_weights(model, arrays, allow_unexpected=BESIDE)
             size = table_size(model, arrays) if report.resized else {}

@@ -150,7 +150,7 @@ def pull(arguments: argparse.Namespace) -> None:
 def _write_folder(arguments: argparse.Namespace) -> None:
     """Writes a backbone with its adapter folded, for transformers or as one file of vadapt's."""
     from vadapt import adapters
-    from vadapt.weights.adapter_file import save_model
+    from vadapt.weights.dropped import save_dropped, without_blocks
     from vadapt.weights.export import family_of, save_hugging_face
 
     out, run = Path(arguments.out), _run(arguments)
@@ -160,9 +160,9 @@ def _write_folder(arguments: argparse.Namespace) -> None:
     model = _build(arguments)[0] if run is None else getattr(run.model, "backbone", run.model)
     model = adapters.fold(model, strict=True)
     if family is None:
-        save_model(out, model)
+        save_dropped(out, model)
     else:
-        save_hugging_face(model, out, family)
+        save_hugging_face(without_blocks(model), out, family)
     print(out)
 
 

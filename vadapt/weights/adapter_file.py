@@ -169,12 +169,13 @@ def read_info(path: str | Path) -> AdapterInfo:
     )
 
 
-def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> None:
+def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32", **extra: Any) -> None:
     """Writes all weights of a model but a teacher's, heads included, for `load_weights`.
 
     Args:
         dtype: to store parameters as; "float16" halves the file and is far finer than training
             noise. Running statistics, of any magnitude, stay as they are.
+        extra: what the file's header should say besides; any JSON.
     """
     arrays = {
         name: np.asarray(value[...], None if isinstance(value, Statistic) else jnp.dtype(dtype))
@@ -182,7 +183,8 @@ def save_model(path: str | Path, model: nnx.Module, dtype: str = "float32") -> N
         if isinstance(value, nnx.Param | Statistic)
         and (isinstance(value, Factor) or not isinstance(value, Frozen))
     }
-    write_arrays(path, arrays, {"vadapt": __version__, **_grids(model, arrays)})
+    text = {name: json.dumps(value) for name, value in extra.items()}
+    write_arrays(path, arrays, {"vadapt": __version__, **_grids(model, arrays), **text})
 
 
 def _grids(model: nnx.Module, arrays: Mapping[str, Any]) -> dict[str, str]:

@@ -53,6 +53,7 @@ class Beside(NamedTuple):
     file: str = CONFIG  # that says them
     statistics: Statistics | None = None  # of the pixels, in 0-1
     grid: tuple[int, int] | None = None  # of positions, where it is no square
+    made: Mapping[str, Any] = MappingProxyType({})  # options that a header of vadapt's own says
 
     def options(self, build: Callable[..., Any]) -> dict[str, Any]:
         """The options of a backbone's function that are as these files say."""
@@ -60,6 +61,7 @@ class Beside(NamedTuple):
         found = {_OPTIONS[field]: value for field, value in self.facts.items() if field in _OPTIONS}
         if "activation" in found:
             found["activation"] = _ACTIVATIONS.get(found["activation"])
+        found |= self.made
         return {k: v for k, v in found.items() if k in known and v is not None}
 
     def differences(self, model: Any) -> dict[str, str]:

@@ -19,6 +19,9 @@ from vadapt.errors import WeightsError
 from vadapt.quantization import DTYPES
 from vadapt.weights.patterns import ends_soon, texts
 
+# Of files with some of a backbone's blocks: the numbers that these had in it, and which of those in
+# the file see the whole map, where others see windows.
+BLOCKS, GLOBAL = "blocks", "global_blocks"
 _LARGEST = 2**20  # of the whole numbers that say how to build a model
 _MOST_PARTS = 2**10  # of those that say how many modules it has, which are built one by one
 _PARTS = re.compile(r"depths?|.*_depth|num_(layers|stages|blocks)|(.*_)?layers")
@@ -44,6 +47,20 @@ def parse(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         if not check(value):
             raise _refused(path, name, value, expected)
     return {name: _MADE[name](value) if name in _MADE else value for name, value in fields.items()}
+
+
+def made_by(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """Options of the backbone that a file of `dropped.save_dropped` holds; none of another file.
+
+    Raises:
+        WeightsError: the header says what cannot be.
+    """
+    if BLOCKS not in header or "vadapt" not in header:
+        return {}
+    said = {name: header[name] for name in ("vadapt", BLOCKS, GLOBAL) if name in header}
+    fields = parse(path, {"base": "", **said})
+    options = {"depth": len(fields[BLOCKS])}
+    return {**options, GLOBAL: tuple(fields[GLOBAL])} if GLOBAL in fields else options
 
 
 def _parsed(path: Path, name: str, text: str) -> Any:
@@ -121,6 +138,14 @@ def _is_plan(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w,:()*.+-]{0,4096}", value) is not None
 
 
+def _are_blocks(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and all(type(number) is int and 0 <= number < _MOST_PARTS for number in value)
+        and len({*value}) == len(value)
+    )
+
+
 def _are_methods(value: Any) -> bool:
     methods = value if isinstance(value, list) else [value]
     return all(_is_method(method) for method in methods)
@@ -183,6 +208,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         _are_methods,
         f"a name and options, or a list of such; {_SIZES}; never a pattern that might never end",
     ),
+    **dict.fromkeys((BLOCKS, GLOBAL), (_are_blocks, "different numbers of blocks")),
     "plan": (_is_plan, "numbers of blocks, as vadapt.nn.plans reads them"),
     "trainable": (_are_patterns, "patterns"),
     "classes": (_is_names, "a list of short texts"),

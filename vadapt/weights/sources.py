@@ -10,6 +10,7 @@ from vadapt.errors import WeightsError
 from vadapt.weights import grids
 from vadapt.weights.beside import Beside, read_beside
 from vadapt.weights.files import READERS, parse_json, read_arrays, read_header
+from vadapt.weights.headers import made_by
 from vadapt.weights.hub import local_path
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -80,16 +81,25 @@ def beside_of(source: str | Path | Mapping[str, Any]) -> Beside:
     if not str(source) or (ASSETS / f"{source}.safetensors").is_file():
         return Beside()
     path = local_path(source)
-    return read_beside(path) if path.exists() else Beside()
+    return _beside(path, _header(path)) if path.exists() else Beside()
 
 
 def _read(path: Path, title: str) -> Arrays:
-    arrays, beside = read_arrays(path), read_beside(path)
+    arrays, header = read_arrays(path), _header(path)
+    beside = _beside(path, header)
     file = path / "model.safetensors" if path.is_dir() else path
-    header = read_header(file) if file.is_file() and file.suffix == ".safetensors" else {}
     said = header.get(grids.HEADER) if "vadapt" in header else None
     known = grids.parsed(parse_json(file, said), title) if said else {}
     if beside.grid:
         known = {grids.TABLE: beside.grid}
     own = "vadapt" in header
     return Arrays(arrays, title, grids=known, own=own, is_file=True, beside=beside)
+
+
+def _header(path: Path) -> dict[str, str]:
+    file = path / "model.safetensors" if path.is_dir() else path
+    return read_header(file) if file.is_file() and file.suffix == ".safetensors" else {}
+
+
+def _beside(path: Path, header: Mapping[str, str]) -> Beside:
+    return read_beside(path)._replace(made=made_by(path, header))
