@@ -15,7 +15,7 @@ PACKAGE = ROOT / "vadapt"
 FLOORS = [
     {"beside", "configs", "datasets", "errors", "options", "registry", "command_line", "__init__"},
     {"partition", "packages", "remat", "micro_batches", "sharding", "drawing", "charts"}
-    | {"quantization", "kernels", "losses", "data", "metrics"},
+    | {"plots", "quantization", "kernels", "losses", "data", "metrics"},
     {"nn"},
     {"backbones"},
     {"heads", "necks", "weights"},
@@ -25,9 +25,9 @@ FLOORS = [
     {"training"},
     {"tasks"},
     {"run"},
-    {"exporting", "found_run"},
+    {"exporting", "found_run", "painters", "painted"},
     {"trained"},
-    {"main", "plan", "predict", "catalogue"},
+    {"main", "plan", "predict", "paint", "catalogue"},
     {"list"},
 ]
 # Rooms that the plan keeps apart though their floors would allow it.

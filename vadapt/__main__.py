@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "predict": Command("vadapt.predict", "write what a trained model sees in images"),
     "plan": Command("vadapt.plan", "say what a recipe's step takes on TPUs, without one"),
+    "paint": Command("vadapt.paint", "compare plans in which a backbone's blocks run otherwise"),
     "weights": Command("vadapt.weights", "inspect, check, export, merge and share weight files"),
     "check": Command("vadapt.data.check", "read images with masks before training on them"),
     "list": Command("vadapt.list", "list recipes, backbones, adapters, heads and other parts"),

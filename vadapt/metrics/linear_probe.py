@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,40 @@ def patch_labels(
     return np.where(votes.sum(-1) > 0, votes.argmax(-1), 255)
 
 
+class Probe(NamedTuple):
+    """A fitted classifier, and the statistics by which it standardizes features."""
+
+    mean: Float[np.ndarray, " d"]
+    std: Float[np.ndarray, " d"]
+    weights: dict[str, Array]
+
+    def confusion(
+        self, features: Float[np.ndarray, "m d"], labels: Int[np.ndarray, " m"]
+    ) -> Int[np.ndarray, "k k+1"]:
+        """The confusion matrix of test features; labels of 255 are ignored."""
+        logits = _logits(self.weights, jnp.asarray((features - self.mean) / self.std))
+        truth, classes = jnp.asarray(labels, jnp.int32), self.weights["bias"].shape[0]
+        return np.asarray(confusion_matrix(best_class(logits), truth, classes))
+
+
+def fit_probe(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    num_classes: int,
+    weight_decay: float = 1e-4,
+    steps: int = 60,
+) -> Probe:
+    """A multinomial logistic regression.
+
+    Features are standardized by the training set's statistics; the fit is L-BFGS on the whole
+    set from zero, so that the score depends on nothing random. Labels of 255 are ignored.
+    """
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    standard, truth = jnp.asarray((features - mean) / std), jnp.asarray(labels, jnp.int32)
+    return Probe(mean, std, _fit(standard, truth, num_classes, weight_decay, steps))
+
+
 def probe_confusion(
     train_features: Float[np.ndarray, "n d"],
     train_labels: Int[np.ndarray, " n"],
@@ -35,23 +69,9 @@ def probe_confusion(
     weight_decay: float = 1e-4,
     steps: int = 60,
 ) -> Int[np.ndarray, "k k+1"]:
-    """The confusion matrix of test features under a multinomial logistic regression.
-
-    Features are standardized by the training set's statistics; the fit is L-BFGS on the whole
-    set from zero, so that the score depends on nothing random. Labels of 255 are ignored.
-    """
-    mean, std = train_features.mean(0), train_features.std(0) + 1e-6
-    weights = _fit(
-        jnp.asarray((train_features - mean) / std),
-        jnp.asarray(train_labels, jnp.int32),
-        num_classes,
-        weight_decay,
-        steps,
-    )
-    logits = _logits(weights, jnp.asarray((test_features - mean) / std))
-    return np.asarray(
-        confusion_matrix(best_class(logits), jnp.asarray(test_labels, jnp.int32), num_classes)
-    )
+    """The confusion matrix of test features under the probe that `fit_probe` fits."""
+    options = {"num_classes": num_classes, "weight_decay": weight_decay, "steps": steps}
+    return fit_probe(train_features, train_labels, **options).confusion(test_features, test_labels)
 
 
 def probe_scores(confusion: Int[np.ndarray, "k k+1"]) -> dict[str, float]:
