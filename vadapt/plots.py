@@ -82,9 +82,9 @@ def draw_curves(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Curves over whole numbers, of finite points alone, with a legend at the right."""
     font = ImageFont.load_default(size=_TEXT)
-    values = [(x, y) for c in curves.values() for x, y in zip(c.x, c.y, strict=True)]
-    xs = sorted({x for x, _ in values})
-    ticks = _ticks(min(y for _, y in values), max(y for _, y in values))
+    xs = sorted({x for curve in curves.values() for x in curve.x})
+    values = np.concatenate([np.asarray([c.y, c.deviation], float) for c in curves.values()], 1)
+    ticks = _ticks(float((values[0] - values[1]).min()), float(values.sum(0).max()))
     left, top = 5 * _TEXT, 4 * _TEXT
     legend = round(max(map(font.getlength, curves))) + 5 * _TEXT
     sheet = Image.new("RGB", (left + _WIDTH + legend, top + _HEIGHT + 4 * _TEXT), PAPER)
