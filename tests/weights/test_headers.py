@@ -122,7 +122,7 @@ def test_what_save_adapter_writes_is_read_and_strange_fields_are_kept(good, with
         ({"rank": None}, ConfigError, "is no int"),
         ({"rnak": 2}, ConfigError, "no option 'rnak'"),
         ({"name": "lroa"}, ConfigError, "'lora'"),
-        ({"name": "patchwise_scale", "hidden": -4}, WeightsError, "no model can be built"),
+        ({"name": "patchwise_scale", "hidden": -4}, ConfigError, "a width of at least 1, got -4"),
         ({"targets": [5]}, WeightsError, "no model can be built"),
         ({"model": 5}, WeightsError, "no model can be built"),
         ({"rngs": 5}, WeightsError, "no model can be built"),
