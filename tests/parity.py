@@ -187,7 +187,8 @@ def _inside(golden: Golden) -> Arrays:
         if group.startswith("grad") and group.endswith("/in")
         for name in arrays
     }
-    return {name: np.zeros_like(golden["out"][name]) for name in wanted & golden["out"].keys()}
+    inside = (wanted & golden["out"].keys()) - golden["in"].keys()
+    return {name: np.zeros_like(golden["out"][name]) for name in inside}
 
 
 def _thinned(found: np.ndarray, expected: np.ndarray, meta: dict[str, Any]) -> np.ndarray:

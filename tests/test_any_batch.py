@@ -30,6 +30,10 @@ def vit():
     return models.create("vit_micro", **TOY)
 
 
+def resnet():
+    return models.create("resnet50", base_width=4)
+
+
 def segments(head):
     options = SMALL.get(head, {})
     made = segmentation_head(head, [16] * 4, 3, rngs=nnx.Rngs(0), **options)
@@ -46,7 +50,8 @@ def alone(create):
 
 
 def adapted(method):
-    return alone(lambda: adapters.apply(vit(), method, **SMALL.get(method, {})))
+    create = resnet if method == "conv_adapter" else vit
+    return alone(lambda: adapters.apply(create(), method, **SMALL.get(method, {})))
 
 
 CASES = {
@@ -56,7 +61,7 @@ CASES = {
     "rotary": partial(alone, partial(models.create, "dinov3_small", **TOY)),
     "vig": partial(alone, partial(models.create, "vig_micro", image_size=SIDE)),
     "sam": partial(alone, partial(models.create, "sam_base", neck=8, global_blocks=(1,), **TOY)),
-    "resnet": partial(alone, partial(models.create, "resnet50", base_width=4)),
+    "resnet": partial(alone, resnet),
     "swin": partial(alone, partial(models.create, "swin_micro", window=2)),
     "convnext": partial(
         alone, partial(models.create, "convnext_tiny", depths=(1,) * 4, widths=(8,) * 4)

@@ -60,13 +60,13 @@ def half_cosine(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
 def vpt_cosine(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     total = config["total"]
     options = {"peak": 1.0, "end": 0.0, "warmup": config["warmup"], "total": total}
-    return {"factor": warmup_cosine(jnp.arange(total + 1), **options)}
+    return {"factor": warmup_cosine(jnp.arange(total + 1.0), **options)}
 
 
 def timm_cosine(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     epochs = config["epochs"]
     rate = warmup_covers_cosine(
-        jnp.arange(epochs + config["cooldown"] + 1),
+        jnp.arange(epochs + config["cooldown"] + 1.0),
         peak=config["lr"],
         end=config["min_lr"],
         warmup=config["warmup_epochs"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from tests.golden_modules.fields import Fields, only, same
@@ -42,7 +43,8 @@ def vit(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     passed = model.run(nhwc(inputs["x"]))
     encoded = model.leave(passed.x.array, -1)
     same(config, num_classes=len(params["head.bias"]))
-    logits = encoded[:, 0] @ params["head.weight"].T + params["head.bias"]
+    logits = encoded[:, 0] @ params["head.weight"].T
+    logits = logits + jnp.broadcast_to(params["head.bias"], logits.shape)
     return {"encoded": encoded, "logits": logits}
 
 

@@ -98,7 +98,7 @@ def apply(
     >>> from vadapt.backbones.vit import vit
     >>> from vadapt.partition import count, split
     >>> model = apply(vit("micro", depth=1, image_size=16, rngs=nnx.Rngs(0)))
-    >>> count(split(model).trainable) == 4 * 96
+    >>> count(split(model).trainable) == 5 * 96
     True
     """
     if rank_multiple < 1:

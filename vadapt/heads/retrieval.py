@@ -64,10 +64,8 @@ class CategoryAwareness(nnx.Module):
         return x * gate + instance_norm(x) * (1 - gate)
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
-        x = self.gated(x)
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        first, second = self.layers
+        return second(first(self.gated(x)))
 
 
 class GeM(nnx.Module):
