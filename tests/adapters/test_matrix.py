@@ -102,8 +102,12 @@ def outputs(model, images, key=None):
     return features.maps, features.outputs
 
 
+# On every suite's run one backbone of each kind; what is refused is so at once.
+QUICK = ("plain", "convnext", "swin")
 PAIRS = [
-    (method, name)
+    pytest.param(
+        method, name, marks=[] if name in QUICK or (method, name) in REFUSED else pytest.mark.plans
+    )
     for method in METHODS
     if method in OPTIONS
     for name in (*TRUNKS, "windows", "convnext", "resnet", "swin", "vig")
