@@ -15,6 +15,7 @@ from vadapt.kernels.group_knn import Bias, group_max_relative
 from vadapt.nn.activations import gelu_exact
 from vadapt.nn.convolutions import FAN_IN, BatchNorm
 from vadapt.nn.drop import OptionalKey, drop_path, split_key
+from vadapt.sharding import over_batch
 
 LANES = 128  # of a TPU's vectors
 PARTS = 4  # of channels in the layer that mixes nodes with messages, whatever the groups of a graph
@@ -45,8 +46,12 @@ class PartsLinear(nnx.Module):
                 x, others, kernel, tpu=_side_by_side, default=_interleaved
             )
 
-        # What is put together is put together again for the gradient rather than kept.
-        return self._shifted(jax.checkpoint(either)(x, others, kernel))
+        def on_each_device(x: Array, others: Array, kernel: Array) -> Array:
+            return over_batch(either, x, others, whole=kernel)
+
+        # What is put together is put together again for the gradient rather than kept. Devices add
+        # up the gradients of parts, not those of a matrix with zeros.
+        return self._shifted(jax.checkpoint(on_each_device)(x, others, kernel))
 
     def _shifted(self, y: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return y + jnp.broadcast_to(self.bias[...], y.shape)
