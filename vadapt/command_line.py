@@ -7,11 +7,11 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vadapt import configs
@@ -35,6 +35,25 @@ PAIRS = ("image_size", "crop_area", "crop", "stride")
 EMPTY_OR_PAIR = ("eval.crop", "eval.stride")
 # Sections of data sets by name, each of which says where it differs from config.data.
 _DATA_SET = r"(train|validation|test|streams)\.\w+"
+
+
+def start(follow: Callable[[Any], None], required: Sequence[str], example: str) -> None:
+    """Run a command of this process alone; what vadapt refuses is printed without a traceback.
+
+    Args:
+        follow: does what the flags say, which it gets.
+        required, example: see `parse`.
+    """
+
+    def run(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # orbax narrates every file it writes
+        try:
+            follow(flags.FLAGS)
+        except VadaptError as error:
+            print_error(error)
+            sys.exit(1)
+
+    app.run(run, flags_parser=lambda argv: parse(argv, required, example))
 
 
 def parse(argv: list[str], required: Sequence[str], example: str) -> list[str]:

@@ -16,18 +16,17 @@ Scenes give labels and masks; other data what they have. docs/painters.md says h
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 from vadapt import adapters, models, painted, painters, system
-from vadapt.command_line import CONFIG, parse, print_error
+from vadapt.command_line import CONFIG, start
 from vadapt.data.progress import progress_bar
-from vadapt.errors import ConfigError, VadaptError
+from vadapt.errors import ConfigError
 from vadapt.nn import plans
 from vadapt.painted import Row, Sweep
 from vadapt.run import run
@@ -206,15 +205,6 @@ def _define_flags() -> None:
     flags.DEFINE_string("export", "", "A .safetensors file for the backbone without these blocks.")
 
 
-def _main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    try:
-        _follow(flags.FLAGS)
-    except VadaptError as error:
-        print_error(error)
-        sys.exit(1)
-
-
 def _follow(given: Any) -> None:
     config = CONFIG.value
     if given.weights is not None:
@@ -244,4 +234,4 @@ def _follow(given: Any) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(_main, flags_parser=lambda argv: parse(argv, ["out"], "--out=DIR"))
+    start(_follow, ["out"], "--out=DIR")

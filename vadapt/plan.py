@@ -14,19 +14,17 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from flax import nnx
 
 from vadapt import sharding
-from vadapt.command_line import parse, print_error
-from vadapt.errors import VadaptError
+from vadapt.command_line import start
 from vadapt.partition import human_bytes, num_bytes, split
 from vadapt.quantization import INT8, has_qwix
 from vadapt.remat import POLICIES
@@ -337,15 +335,6 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "A JSON file to write the figures to.")
 
 
-def _main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    try:
-        _follow(flags.FLAGS)
-    except VadaptError as error:
-        print_error(error)
-        sys.exit(1)
-
-
 def _follow(given: Any) -> None:
     config = given.config
     if given.batch is not None:
@@ -368,4 +357,4 @@ if __name__ == "__main__":
     # Nothing runs on an accelerator here, and what is attached to this machine may be busy.
     os.environ["JAX_PLATFORMS"] = "cpu"
     _define_flags()
-    app.run(_main, flags_parser=lambda argv: parse(argv, ["topology"], "--topology=v5e:4x4"))
+    start(_follow, ["topology"], "--topology=v5e:4x4")
