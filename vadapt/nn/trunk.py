@@ -151,14 +151,14 @@ def _scannable(
     """
     if not remat.is_scanned() or len(blocks) < 2:
         return list(order)
-    graphs = [nnx.split(block, (nnx.Param, Constant), ...) for block in blocks]
+    graphs = [_graph(block) for block in blocks]
 
     def alone(number: int) -> bool:
-        has_state = bool(jax.tree.leaves(graphs[number][2]))
-        return has_state or any(hook.acts(first + number) for hook in hooks.modules)
+        acted_on = any(hook.acts(first + number) for hook in hooks.modules)
+        return graphs[number] is None or acted_on
 
     def goes_on(row: range, number: int) -> bool:
-        alike = graphs[number][0] == graphs[row.start][0]
+        alike = graphs[number] == graphs[row.start]
         return alike and number == row.stop and first + row.stop - 1 not in taps
 
     steps: list[int | Parallel | range] = []
@@ -180,6 +180,15 @@ def _scannable(
             f"around; in the way: {', '.join(reasons)}. Set parallel.step.scan=False"
         )
     return steps
+
+
+def _graph(block: Any) -> Any:
+    """All of a block but its weights and tables, equal in blocks that can be stacked.
+
+    None where it keeps a state, which no two blocks share.
+    """
+    graph, _, state = nnx.split(block, (nnx.Param, Constant), ...)
+    return None if jax.tree.leaves(state) else graph
 
 
 def _scan(
@@ -216,8 +225,8 @@ def _stacked(
 
 def _are_alike(blocks: Sequence[Any]) -> bool:
     """Whether blocks differ in their weights alone, so that these can be stacked."""
-    graphs = [nnx.split(block, nnx.Param, ...) for block in blocks]
-    return all(graph == graphs[0][0] and not jax.tree.leaves(rest) for graph, _, rest in graphs)
+    graphs = [_graph(block) for block in blocks]
+    return graphs[0] is not None and all(graph == graphs[0] for graph in graphs)
 
 
 def _sum_of(
