@@ -30,6 +30,14 @@ def dinov2(**options):
     return models.create("dinov2_small", **{**SIZE, "image_size": 28, **options})
 
 
+def dinov3():
+    return models.create("dinov3_base", **SIZE, image_size=32)
+
+
+def clip():
+    return models.create("clip_base", **SIZE, image_size=32)
+
+
 def test_a_folder_loads_back_and_says_its_sizes(tmp_path):
     model = dinov2(num_registers=3)
     save_hugging_face(model, tmp_path, "dinov2")
@@ -48,6 +56,32 @@ def test_grafted_adapters_are_refused_by_name(tmp_path):
     model = adapters.apply(dinov2(), "lora", rank=2)
     with pytest.raises(WeightsError, match=r"blocks/0/attn/inner/qkv/lora/down.*fold"):
         save_hugging_face(model, tmp_path, "dinov2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("create", "family", "targets", "message"),
+    [
+        (small_swin, "swin", ".*", r"no name for merges/0/reduction/bias, .*no bias .*of ssf.*"),
+        (lambda: small_resnet(18), "resnet", "stem/.*conv", "which has bias of convolutions$"),
+        (lambda: small_resnet(18), "resnet", ".*shortcut.*conv", "bias of convolutions$"),
+        (small_sam, "sam", "neck/.*", r"no name for neck/conv1/bias, neck/conv2/bias: its layers"),
+        (
+            lambda: dinov2(qkv_bias=False),
+            "dinov2",
+            "blocks/1/.*qkv",
+            r"in all blocks or in none, .*ViT has attn/inner/qkv/bias in some alone",
+        ),
+        (dinov3, "dinov3", "qkv", "which has bias of queries, keys and values$"),
+        (clip, "clip", "patch.*", "which has bias of patches$"),
+    ],
+)
+def test_a_bias_that_a_fold_gives_is_refused_where_the_family_has_none(
+    create, family, targets, message, tmp_path
+):
+    folded = adapters.fold(adapters.apply(create(), "ssf", targets=(targets,)))
+    with pytest.raises(WeightsError, match=message):
+        save_hugging_face(folded, tmp_path, family)
     assert not list(tmp_path.iterdir())
 
 

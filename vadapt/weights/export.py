@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -37,7 +39,8 @@ def save_hugging_face(model: nnx.Module, folder: str | Path, family: str) -> Pat
         The folder, with `model.safetensors` and `config.json`.
 
     Raises:
-        WeightsError: no such family, or the model has what it cannot say; names all of it.
+        WeightsError: no such family, or the model has what it cannot say, such as a bias that a
+            fold has given to a layer; names all of it.
     """
     if family not in forms():
         raise WeightsError(f"unknown family {family!r}; {nearest(family, forms())}")
@@ -49,13 +52,15 @@ def save_hugging_face(model: nnx.Module, folder: str | Path, family: str) -> Pat
             f"{'; '.join(wrong)}"
         )
     values = {path: np.asarray(value[...]) for path, value in variables(model).items()}
+    if uneven := _uneven(values):
+        raise WeightsError(
+            f"transformers' {family} has a bias of a layer in all blocks or in none, and this "
+            f"{type(model).__name__} has {uneven[0]} in some alone; apply ssf to that layer of "
+            "every block before it is folded"
+        )
     arrays, nameless = revert(values, known.table)
     if nameless:
-        more = f" and {len(nameless) - 4} more" if len(nameless) > 4 else ""
-        raise WeightsError(
-            f"transformers' {family} has no name for {', '.join(nameless[:4])}{more}; fold adapters"
-            " in first (vadapt.fold, or the command `merge`), leave heads out"
-        )
+        raise WeightsError(f"transformers' {family} has no name for {_explained(nameless, values)}")
     config = known.config(model)
     folder = Path(folder)
     write_arrays(folder / "model.safetensors", arrays, {"format": "pt"})
@@ -88,3 +93,31 @@ def _differences(model: nnx.Module, family: Form) -> list[str]:
         for trait, there in TRAITS[family.kind](model).items()
         if trait not in family.may and there != (trait in family.has)
     ]
+
+
+def _explained(nameless: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Name paths that a family has no name for, and what to do about them."""
+    more = f" and {len(nameless) - 4} more" if len(nameless) > 4 else ""
+    listed = ", ".join(nameless[:4]) + more
+    layers = {path.removesuffix("/bias") for path in nameless if path.endswith("/bias")}
+    named = {path.rpartition("/")[0] for path in values if path not in nameless}
+    if len(layers & named) == len(nameless):
+        return (
+            f"{listed}: its layers have no bias there, and a fold of ssf gives them one. Apply ssf "
+            "with targets that leave these layers out, or export the model whole "
+            "(vadapt.export_features)"
+        )
+    return (
+        f"{listed}; fold adapters in first (vadapt.fold, or the command `merge`), leave heads out"
+    )
+
+
+def _uneven(values: Mapping[str, Any]) -> list[str]:
+    """Biases that the layer of the same name has in some blocks and not in others."""
+    layers: dict[str, set[bool]] = {}
+    for path in values:
+        block = re.fullmatch(r"(?:blocks/\d+|stages/\d+/\d+)/(.*)/kernel", path)
+        if block is not None:
+            bias = path.removesuffix("kernel") + "bias"
+            layers.setdefault(f"{block[1]}/bias", set()).add(bias in values)
+    return sorted(name for name, there in layers.items() if len(there) == 2)

@@ -77,10 +77,14 @@ def _sam_traits(model: Any) -> Traits:
 
 
 def _resnet_traits(model: Any) -> Traits:
-    layers = [layer for stage in model.stages for block in stage for layer in block.layers]
+    blocks = [block for stage in model.stages for block in stage]
+    layers = [layer for block in blocks for layer in block.layers]
+    shortcuts = [block.shortcut for block in blocks if block.shortcut is not None]
+    convolutions = [layer.conv for layer in (*model.stem, *layers, *shortcuts)]
     return {
         "stem of three convolutions": len(model.stem) > 1,
         "strides of 4, 8, 16, 32": model.strides == (4, 8, 16, 32),
+        "bias of convolutions": any(conv.bias is not None for conv in convolutions),
         "dilations": any(layer.conv.kernel_dilation not in (1, (1, 1)) for layer in layers),
     }
 
