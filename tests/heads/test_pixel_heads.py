@@ -12,7 +12,8 @@ from tests.compiled import run
 from vadapt.errors import ConfigError
 from vadapt.heads import SEGMENTATION, segmentation_head
 from vadapt.heads.linear import LinearHead
-from vadapt.heads.upernet import UPerNet, average_pool
+from vadapt.heads.upernet import UPerNet
+from vadapt.nn.resize import average_pool
 from vadapt.partition import Head, count, flatten, merge, split, variables
 from vadapt.weights.adapter_file import load_adapter, save_adapter
 from vadapt.weights.families.upernet import PAD_SEGMENTER

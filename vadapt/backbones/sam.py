@@ -269,8 +269,8 @@ class SAMEncoder(Trunk):
             images: normalised, any size that is a multiple of the patch size.
             key: given in training only, for what methods add to the blocks.
         """
-        x = self.run(images, key=key).x.array
-        return x if self.neck is None else self.neck(x)
+        passed = self.run(images, key=key)
+        return self.outgoing(passed.x, self.depth - 1, passed.hooks).array
 
 
 def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:

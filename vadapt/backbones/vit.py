@@ -165,7 +165,7 @@ class ViT(Trunk):
         self.grid = (height_px // patch_size, width_px // patch_size)
         self.position_resize = position_resize
         self.rotary, self.rotary_extent = rotary, rotary_extent
-        self.class_token_twice = class_token_twice
+        self.has_class_token, self.class_token_twice = class_token, class_token_twice
         self.patch_embed = PatchEmbed(
             width, patch_size, in_channels, use_bias=patch_bias, rngs=rngs
         )
@@ -349,7 +349,7 @@ class ViT(Trunk):
             key: given in training only; dropout and drop path then act.
         """
         passed = self.run(images, keep_ids=keep_ids, key=key)
-        return self.leave(passed.x.without_prompts().array, -1)
+        return self.outgoing(passed.x, self.depth - 1, passed.hooks).array
 
     def with_attention(
         self, images: Float[Array, "b h w c"]
@@ -361,7 +361,7 @@ class ViT(Trunk):
         attend: Any = branch.inner
         context = self.context(images)(before)
         attention = attend.weights(branch.norm(before.array), *context).mean(axis=1)
-        return self.leave(passed.x.without_prompts().array, -1), attention
+        return self.outgoing(passed.x, self.depth - 1, passed.hooks).array, attention
 
 
 def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:

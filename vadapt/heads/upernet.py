@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +17,7 @@ from vadapt.errors import ConfigError
 from vadapt.losses.segmentation import cross_entropy
 from vadapt.nn.convolutions import ConvNorm
 from vadapt.nn.drop import OptionalKey, dropout, split_key
-from vadapt.nn.resize import resize_bilinear
+from vadapt.nn.resize import average_pool, resize_bilinear
 from vadapt.partition import Head, mark
 
 
@@ -167,16 +166,3 @@ class UPerNet(nnx.Module):
         if predictions.auxiliary is not None:
             losses["loss_auxiliary"] = self.auxiliary_weight * loss(predictions.auxiliary)
         return losses
-
-
-def average_pool(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b s s d"]:
-    """Means over a grid of side x side windows, which overlap where it does not divide the map."""
-    rows, columns = (jnp.asarray(_windows(n, side), x.dtype) for n in x.shape[1:3])
-    return jnp.einsum("bhwd,sh,tw->bstd", x, rows, columns)
-
-
-def _windows(length: int, number: int) -> np.ndarray:
-    """For each window its share of every place: [number, length], rows that sum to 1."""
-    places, first = np.arange(length), np.arange(number)[:, None]
-    inside = (places >= first * length // number) & (places < -(-(first + 1) * length // number))
-    return inside / inside.sum(axis=1, keepdims=True)

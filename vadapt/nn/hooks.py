@@ -55,6 +55,10 @@ class Hook(nnx.Module):
         """Whether a tap at this block sees what `after` gave, or what the block did."""
         return True
 
+    def leave(self, x: Float[Array, "b *n d"], state: Any) -> Float[Array, "b *n d"]:
+        """Return what leaves the backbone, of what the last block (stage) gave and its norm."""
+        return x
+
     def outputs(self, state: Any, found: Mapping[str, Any]) -> dict[str, Any]:
         """Return outputs by name, for heads and losses, at the end of a pass.
 
@@ -97,6 +101,12 @@ class Hooks(NamedTuple):
     def look(self, images: Float[Array, "b h w c"], glance: Glance) -> Float[Array, "b h w c"]:
         """Return images as the backbone is to see them, of the same size."""
         return functools.reduce(lambda seen, hook: hook.look(seen, glance), self.modules, images)
+
+    def leave(self, x: Float[Array, "b *n d"]) -> Float[Array, "b *n d"]:
+        """Return what leaves the backbone, of what the last block (stage) gave and its norm."""
+        for hook, state in zip(self.modules, self.states, strict=True):
+            x = hook.leave(x, state)
+        return x
 
     def outputs(self) -> dict[str, Any]:
         """The named outputs of a pass that has ended."""

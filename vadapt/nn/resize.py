@@ -37,3 +37,16 @@ def resize_bilinear(
         high = jnp.take(y, np.minimum(first + 1, old - 1), axis=axis)
         y = low + weight * (high - low)
     return y.astype(x.dtype)
+
+
+def average_pool(x: Float[Array, "b h w d"], side: int) -> Float[Array, "b s s d"]:
+    """Means over a grid of side x side windows, which overlap where it does not divide the map."""
+    rows, columns = (jnp.asarray(_windows(n, side), x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("bhwd,sh,tw->bstd", x, rows, columns)
+
+
+def _windows(length: int, number: int) -> np.ndarray:
+    """For each window its share of every place: [number, length], rows that sum to 1."""
+    places, first = np.arange(length), np.arange(number)[:, None]
+    inside = (places >= first * length // number) & (places < -(-(first + 1) * length // number))
+    return inside / inside.sum(axis=1, keepdims=True)

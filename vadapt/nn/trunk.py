@@ -285,6 +285,7 @@ class Trunk(nnx.Module):
     counts: str = "blocks"  # what numbers given to `features` count
     num_extra: int = 0  # tokens before the patches
     in_channels: int = 3  # of images
+    has_class_token: bool = False  # the first of the tokens before the patches
     takes_prompts: bool = False  # whether blocks take tokens that methods add to the sequence
 
     @property
@@ -319,6 +320,12 @@ class Trunk(nnx.Module):
         """The output of a block (of a stage) as others see it: normed, if it has a norm."""
         return x
 
+    def outgoing(self, x: Tokens, number: int, hooks: Hooks, *, norm: bool = True) -> Tokens:
+        """What a block (a stage) gave, as others see it: without prompts, behind norm and hooks."""
+        x = x.without_prompts()
+        array = self.leave(x.array, number) if norm else x.array
+        return x.with_array(hooks.leave(array) if number == self.depth - 1 else array)
+
     def begin(self, images: Float[Array, "b h w c"], *more: Hook) -> Hooks:
         """The model's hooks, and others, at the start of a pass."""
         return Hooks.begin([*hooks_of(self), *more], images)
@@ -352,7 +359,8 @@ class Trunk(nnx.Module):
     ) -> Features:
         """Outputs of chosen blocks (of stages), and what methods give besides, by name.
 
-        Prompts that methods added are an output, as the last of the chosen blocks leaves them.
+        Prompts that methods added are an output, as the last of the chosen blocks leaves them; so
+        is the class token.
 
         Args:
             layers: their numbers, negative from the end; one number gives one array, a sequence a
@@ -368,13 +376,13 @@ class Trunk(nnx.Module):
         passed = self.run(images, wanted, key=key)
         found = {}
         for number in dict.fromkeys(wanted):
-            x = passed.seen[number].without_prompts()
-            x = x.with_array(self.leave(x.array, number)) if norm else x
-            found[number] = x.map if as_grid else x.tokens
-        maps = tuple(found[number] for number in wanted)
+            found[number] = self.outgoing(passed.seen[number], number, passed.hooks, norm=norm)
+        maps = tuple(found[i].map if as_grid else found[i].tokens for i in wanted)
         outputs = passed.hooks.outputs()
         if wanted and (last := passed.seen[wanted[-1]]).num_prompts:
             outputs["prompts"] = self.leave(last.prompts, wanted[-1]) if norm else last.prompts
+        if wanted and self.has_class_token:
+            outputs["class_token"] = found[wanted[-1]].special[:, 0]
         return Features(maps[0] if isinstance(layers, int) else maps, outputs)
 
 
