@@ -114,6 +114,11 @@ def test_pixels_are_those_of_the_checkpoint_unless_others_are_named():
         assert (known.mean, known.std) == (imagenet["mean"], imagenet["std"])
 
 
+def test_the_class_token_is_read_of_backbones_that_were_trained_with_it():
+    pools = {"augreg": "cls", "mae": "img_pool", "dinov2": "img_pool", "scenes": "img_pool"}
+    assert {arg: vtab.get_config(arg).head.pool for arg in pools} == pools
+
+
 def test_training_and_test_images_are_those_of_the_protocol(tmp_path):
     write_vtab(tmp_path / "eurosat")
     for arg, train, test in (

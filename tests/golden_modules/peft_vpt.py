@@ -27,7 +27,8 @@ def prompted(config: Fields, params: Arrays, model: Any, project: int = -1) -> A
     return imported(model, params)
 
 
-def vit(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+def prompted_vit(config: Fields, params: Arrays) -> Any:
+    """VPT's ViT of a golden file, with its prompts."""
     only(config, gelu=("exact",))
     model = ViT(
         width=config["dim"],
@@ -39,7 +40,11 @@ def vit(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
         norm_epsilon=config["ln_eps"],
         rngs=nnx.Rngs(0),
     )
-    model = prompted(config, params, model, config["project"])
+    return prompted(config, params, model, config["project"])
+
+
+def vit(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    model = prompted_vit(config, params)
     passed = model.run(nhwc(inputs["x"]))
     encoded = model.leave(passed.x.array, -1)
     same(config, num_classes=len(params["head.bias"]))

@@ -185,12 +185,15 @@ def test_heads_are_made_by_name():
     assert isinstance(head, LabelGraph)
     with pytest.raises(ConfigError, match="nearest: 'label_graph'"):
         label_head("label_graphs", WIDTHS, 3, rngs=nnx.Rngs(0))
-    assert set(LABELS) == {"linear", "label_graph", "mlp", "retrieval"}
+    assert set(LABELS) == {"linear", "label_graph", "mlp", "retrieval", "vpt_classifier"}
 
 
 @pytest.mark.parametrize("name", sorted(LABELS))
 def test_half_precision_gives_logits_of_it(name, maps):
-    options = {"k": 2} if name == "label_graph" else {}
+    options = {
+        "label_graph": {"k": 2},
+        "vpt_classifier": {"pool": "img_pool", "num_hidden": 1},
+    }.get(name, {})
     head = label_head(name, WIDTHS, 3, **options, rngs=nnx.Rngs(0))
     parts = split(head)
 

@@ -33,6 +33,7 @@ LABELS = Registry(
         "mlp": "vadapt.heads.vig_classifier:ClassifierLabels",
         "label_graph": "vadapt.heads.label_graph:LabelGraph",
         "retrieval": "vadapt.heads.retrieval:RetrievalLabels",
+        "vpt_classifier": "vadapt.heads.linear:VPTLabels",
     },
 )
 

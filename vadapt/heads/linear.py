@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vadapt.errors import ConfigError, nearest
 from vadapt.losses import PIXEL_LOSSES
-from vadapt.nn.convolutions import BatchNorm
-from vadapt.nn.drop import OptionalKey
+from vadapt.nn.convolutions import FAN_OUT, BatchNorm
+from vadapt.nn.drop import OptionalKey, split_key
+from vadapt.nn.drop import dropout as drop
 from vadapt.nn.resize import resize_bilinear
 from vadapt.partition import Head, mark
 
@@ -78,22 +81,42 @@ class LabelPredictions(NamedTuple):
     chosen: tuple[Int[Array, "b g l k"], ...] = ()
 
 
-# What is averaged for an image: patches and prompts alike ("original" in VPT's code), or either.
-POOLS = ("img_pool", "imgprompt_pool", "prompt_pool", "original")
+# What an image is classified by, and which outputs of a backbone that takes besides its maps: the
+# mean of patches, of prompts, or of both alike ("original" in VPT's code), or the class token.
+POOLS: dict[str, tuple[str, ...]] = {
+    "img_pool": (),
+    "imgprompt_pool": ("prompts",),
+    "prompt_pool": ("prompts",),
+    "original": ("prompts",),
+    "cls": ("class_token",),
+}
 
 
 def pooled(
-    map_: Float[Array, "b h w d"], prompts: Float[Array, "b p d"] | None, pool: str
+    map_: Float[Array, "b h w d"],
+    prompts: Float[Array, "b p d"] | None,
+    pool: str,
+    class_token: Float[Array, "b d"] | None = None,
 ) -> Float[Array, "b d"]:
     """The mean of an image's patches ("img_pool"), prompts ("prompt_pool"), or of them all.
 
+    Or its class token ("cls").
+
     Raises:
-        ConfigError: prompts are wanted, and the backbone gives none; or no such pool.
+        ConfigError: prompts or class token are wanted, and the backbone gives none; or no such
+            pool.
 
     Source: VPT, arXiv:2203.12119, released code; "original" and "imgprompt_pool" are the same.
     """
     if pool not in POOLS:
         raise ConfigError(f"unknown pool {pool!r}; {nearest(pool, POOLS)}")
+    if pool == "cls":
+        if class_token is None:
+            raise ConfigError(
+                "pool 'cls' is the class token, and the backbone gives none: choose 'img_pool', "
+                "or a backbone that has one"
+            )
+        return class_token
     patches = map_.reshape(map_.shape[0], -1, map_.shape[-1])
     if pool == "img_pool":
         return patches.mean(axis=1)
@@ -107,11 +130,16 @@ def pooled(
     return jnp.concatenate([prompts, patches], axis=1).mean(axis=1)
 
 
+def reads(pool: str) -> tuple[str, ...]:
+    """The outputs of a backbone that a pool takes besides maps; `pooled` refuses unknown ones."""
+    return POOLS.get(pool, ())
+
+
 class LinearLabels(nnx.Module):
-    """The mean of the last map, normalised, and one linear layer.
+    """The mean of the last map, or the class token, normalised, and one linear layer.
 
     Args:
-        pool: what the mean is of, see `pooled`.
+        pool: a key of `POOLS`, see `pooled`.
     """
 
     def __init__(
@@ -122,8 +150,7 @@ class LinearLabels(nnx.Module):
         pool: str = "img_pool",
         rngs: nnx.Rngs,
     ):
-        self.pool = pool
-        self.reads = () if pool == "img_pool" else ("prompts",)
+        self.pool, self.reads = pool, reads(pool)
         self.norm = BatchNorm(widths[-1], rngs=rngs)
         init = nnx.initializers.normal(0.01)
         self.linear = nnx.Linear(widths[-1], num_labels, kernel_init=init, rngs=rngs)
@@ -133,8 +160,56 @@ class LinearLabels(nnx.Module):
         self,
         maps: Sequence[Float[Array, "b _h _w _d"]],
         prompts: Float[Array, "b p d"] | None = None,
+        class_token: Float[Array, "b d"] | None = None,
         key: OptionalKey = None,
     ) -> LabelPredictions:
         if self.pool == "img_pool":
             return LabelPredictions(self.linear(self.norm(maps[-1].mean(axis=(1, 2)))))
-        return LabelPredictions(self.linear(self.norm(pooled(maps[-1], prompts, self.pool))))
+        x = pooled(maps[-1], prompts, self.pool, class_token)
+        return LabelPredictions(self.linear(self.norm(x)))
+
+
+class VPTLabels(nnx.Module):
+    """VPT's classifier: of the class token, hidden layers if asked for, and one linear layer.
+
+    Args:
+        pool: a key of `POOLS`, see `pooled`.
+        num_hidden: layers before the last, each with ReLU, batch norm and dropout behind it.
+        dropout: rate behind hidden layers, in training.
+        prior: the share of images that a new head gives to each label, by its sigmoid.
+
+    Source: VPT, arXiv:2203.12119, released code.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_labels: int,
+        *,
+        pool: str = "cls",
+        num_hidden: int = 0,
+        dropout: float = 0.1,
+        prior: float = 0.01,
+        rngs: nnx.Rngs,
+    ):
+        self.pool, self.reads, self.rate = pool, reads(pool), dropout
+        width, hidden = widths[-1], range(num_hidden)
+        init = {"kernel_init": FAN_OUT, "rngs": rngs}
+        self.hidden = nnx.List([nnx.Linear(width, width, **init) for _ in hidden])
+        self.norms = nnx.List([BatchNorm(width, rngs=rngs) for _ in hidden])
+        bias = nnx.initializers.constant(math.log(prior / (1 - prior)))
+        self.linear = nnx.Linear(width, num_labels, bias_init=bias, **init)
+        mark(self, Head)
+
+    def __call__(
+        self,
+        maps: Sequence[Float[Array, "b _h _w _d"]],
+        prompts: Float[Array, "b p d"] | None = None,
+        class_token: Float[Array, "b d"] | None = None,
+        key: OptionalKey = None,
+    ) -> LabelPredictions:
+        x = pooled(maps[-1], prompts, self.pool, class_token)
+        keys = split_key(key, len(self.hidden))
+        for linear, norm, one in zip(self.hidden, self.norms, keys, strict=True):
+            x = drop(norm(jax.nn.relu(linear(x))), self.rate, one)
+        return LabelPredictions(self.linear(x))
