@@ -29,6 +29,7 @@ TRUNKS = {
 # Of each method options that are small, and train at random numbers what starts at zero.
 OPTIONS = {
     "adaptformer": {"hidden": 6},
+    "cls_reinit": {},
     "conv_adapter": {"reduction": 2, "scale": 0.0},
     "frpt": {"cells": 5, "padding": 4, "fwhm": 2.0},
     "houlsby": {"hidden": 6},
@@ -37,6 +38,7 @@ OPTIONS = {
     "pfeiffer": {"reduction": 2},
     "pro_tuning": {"kernel": 3},
     "rein": {"num_tokens": 3, "rank": 2, "query_width": 4, "start": "paper"},
+    "side": {"channels": (4,) * 5},
     "spm": {"num_classes": 2, "hidden": 3, "steps": 1},
     "ssf": {"std": 0.0},
     "svf": {},
@@ -44,7 +46,7 @@ OPTIONS = {
 }
 PLACES = {"convnext": ["fc1", "dwconv"], "resnet": ["conv"], "vig": [".*/fc1/linear"]}
 DROPOUT = {"adaptformer", "lora", "patchwise_scale", "vpt"}  # that have some
-CHANGES = {"frpt", "vpt"}  # that start as another model than the frozen one
+CHANGES = {"cls_reinit", "frpt", "side", "vpt"}  # that start as another model than the frozen one
 # That a softmax over all places takes out again: no gradient but that of rounding.
 IDLE = {"frpt/sampler/score/bias"}
 FOLDS = {"lora", "ssf", "svf"}
@@ -56,6 +58,10 @@ REFUSED = {
     **{
         ("vpt", name): "blocks of this .* work on maps"
         for name in ("windows", "convnext", "resnet", "vig")
+    },
+    **{
+        ("cls_reinit", name): "has no class token"
+        for name in ("windows", "convnext", "resnet", "swin", "vig")
     },
     **{
         ("conv_adapter", name): "has none. Give it a ResNet or a ConvNeXt"
@@ -195,7 +201,7 @@ def check_traces(method, name, parts, images):
         found = gradient()
     assert jax.tree.map(jnp.shape, found) == shapes
     # Blocks that a method acts around, that differ, or that keep statistics are not.
-    around = method in ("pro_tuning", "rein", "spm", "vpt")
+    around = method in ("cls_reinit", "pro_tuning", "rein", "spm", "vpt")
     alone = name in ("windows", "resnet", "swin") or (name in TRUNKS and around)
     refused = pytest.raises(ConfigError, match="needs two blocks in a row that are alike")
     with scanned(), refused if alone else contextlib.nullcontext():

@@ -21,8 +21,8 @@ from vadapt.weights.orbax_files import one_line
 # What methods give to their parts themselves.
 MADE = ("places", "widths", "width", "last", "semantics", "stages", "cell", "grid")
 OWN = (
-    *("adaptformer", "conv_adapter", "frpt", "houlsby", "lora", "patchwise_scale", "pfeiffer"),
-    *("pro_tuning", "rein", "spm", "ssf", "svf", "vpt"),
+    *("adaptformer", "cls_reinit", "conv_adapter", "frpt", "houlsby", "lora", "patchwise_scale"),
+    *("pfeiffer", "pro_tuning", "rein", "side", "spm", "ssf", "svf", "vpt"),
 )
 METHODS = Registry("method", {name: f"vadapt.adapters.{name}:apply" for name in OWN})
 
