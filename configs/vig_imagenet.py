@@ -54,7 +54,7 @@ def imagenet(size: str) -> ConfigDict:
     config.optimizer = parts.adamw(2e-3, schedule, weight_decay=0.05)
     config.parallel = parts.parallel()
     config.parallel.step.ema = 0.99996
-    config.eval = parts.evaluation(every=1000, batch=128, threshold=0.5)
+    config.eval = parts.evaluation(every=1000, batch=128, threshold=0.5, features=())
     config.run = parts.run()
     return config
 

@@ -22,6 +22,8 @@ Arguments (after a colon, joined by commas):
     checkpoint | imagenet | half    the mean and deviation of pixels: those of the backbone's own
                                 training (the default), or ImageNet's, or 0.5 and 0.5
     search                      train on 800 of the images, test on the other 200
+    knn | probe                 no training: the nearest training images vote on a test image, or a
+                                logistic regression of their features does; linear is the default
     scenes                      the embedded data set, 20 classes, and the micro backbone
 """
 
@@ -31,6 +33,7 @@ from vadapt.configs import parts
 from vadapt.data.vtab import TASKS
 
 EPOCHS, COOLDOWN, IMAGES = 100, 10, 1000
+READERS = ("knn", "probe")
 METHODS = {
     "ssf": {"name": "ssf"},
     "linear": {"name": "none"},
@@ -73,10 +76,11 @@ OTHERS = (1e-3, 1e-4, 0.0)
 def get_config(arg: str = "") -> ConfigDict:
     """The settings; see the module's docstring for `arg`."""
     words = parts.words(
-        arg, *TASKS, *METHODS, *BACKBONES, *PIXELS, "checkpoint", "search", "scenes"
+        arg, *TASKS, *METHODS, *BACKBONES, *PIXELS, "checkpoint", "search", *READERS, "scenes"
     )
     name = parts.one_of(words, TASKS, "cifar")
-    method = parts.one_of(words, METHODS, "ssf")
+    readers = tuple(word for word in words if word in READERS)
+    method = parts.one_of(words, METHODS, "linear" if readers else "ssf")
     lr, decay, drop_path = SSF[name] if method == "ssf" else OTHERS
     config = ConfigDict({"seed": 0, "batch_size": 64, "trainable": "default", "baselines": False})
     config.total_steps = (EPOCHS + COOLDOWN) * IMAGES // config.batch_size
@@ -98,9 +102,11 @@ def get_config(arg: str = "") -> ConfigDict:
     schedule = parts.named("covered_cosine", **shares, start=1e-7, end=1e-8)
     config.optimizer = parts.adamw(lr, schedule, weight_decay=decay)
     config.parallel, config.run = parts.parallel(), parts.run()
-    config.eval = parts.evaluation(batch=128, threshold=0.5)
+    config.eval = parts.evaluation(batch=128, threshold=0.5, features=readers)
     if "scenes" in words:
         scenes(config)
+    if readers:
+        config.total_steps = 0
     return config
 
 

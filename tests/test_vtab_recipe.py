@@ -137,3 +137,11 @@ def test_training_and_test_images_are_those_of_the_protocol(tmp_path):
 def test_unknown_arguments_say_what_is_allowed():
     with pytest.raises(ValueError, match=r"unknown argument \['cifar100'\]; allowed: caltech101,"):
         vtab.get_config("cifar100")
+
+
+def test_neighbors_and_a_probe_train_nothing_and_may_be_asked_for_together():
+    config = vtab.get_config("eurosat,knn")
+    assert (config.total_steps, config.method.name) == (0, "none")
+    assert config.eval.features == ("knn",)
+    assert vtab.get_config("scenes,probe,knn").eval.features == ("probe", "knn")
+    assert vtab.get_config("scenes").eval.features == ()

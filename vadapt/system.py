@@ -7,7 +7,7 @@ Each of them is made by name, by functions that know no config: `vadapt.models`,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from vadapt import models
 from vadapt.errors import ConfigError
+from vadapt.heads import embedding
 from vadapt.necks import make_neck
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.plans import executed, spell
@@ -70,9 +71,18 @@ class System(nnx.Module):
 
     def decode(self, features: Features, key: OptionalKey = None) -> Any:
         """The head's predictions from what `features` gives."""
-        maps = features.maps if self.neck is None else self.neck(features.maps)
-        read = {name: features.outputs.get(name) for name in getattr(self.head, "reads", ())}
+        maps, read = self._for_head(features)
         return self.head(maps, key=key, **read)
+
+    def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+        """What images are compared by: one vector each, which the head classifies."""
+        return embedding.embed(self.head, *self._for_head(self.features(images)))
+
+    def _for_head(self, features: Features) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The maps that the head gets, and the named outputs that it reads."""
+        maps = features.maps if self.neck is None else self.neck(features.maps)
+        names = getattr(self.head, "reads", ())
+        return maps, {name: features.outputs.get(name) for name in names}
 
     def __call__(self, images: Float[Array, "b h w c"], key: OptionalKey = None) -> Any:
         """The head's predictions; a key makes the call a training one."""

@@ -7,7 +7,15 @@ import pytest
 
 from vadapt import sharding
 from vadapt.errors import ConfigError
-from vadapt.metrics.linear_probe import patch_labels, probe_confusion, probe_scores
+from vadapt.metrics import linear_probe
+from vadapt.metrics.linear_probe import (
+    DECAYS,
+    fit_chosen_probe,
+    fit_probe,
+    patch_labels,
+    probe_confusion,
+    probe_scores,
+)
 from vadapt.metrics.segmentation import (
     Confusion,
     accuracy_per_class,
@@ -159,3 +167,29 @@ def test_classes_and_images_have_scores_of_their_own():
     # Class 1 is nowhere in the first and yet predicted; 255 is no class, as where scores are NaN.
     expected = [(1 / 2 + 0 + 1) / 3, np.nan, 0, 1]
     np.testing.assert_allclose(image_mean_iou(found, target, 3), expected, rtol=1e-6)
+
+
+def test_the_weight_decay_is_that_of_the_best_share_of_held_out_images(rng):
+    labels = np.arange(60) % 3
+    # More numbers than images, nearly all of them noise: little decay learns the noise.
+    x = rng.normal(size=(60, 90)).astype(np.float32)
+    x[:, :3] += 1.2 * np.eye(3)[labels]
+    held = linear_probe._held_out(labels, 3)
+    assert np.flatnonzero(held).tolist() == [*range(12, 15), *range(27, 30), *range(42, 45),
+                                             *range(57, 60)]  # fmt: skip
+    shares = []
+    for decay in DECAYS:
+        kept = np.where(held, 3, labels)
+        probe = fit_probe(x, kept, num_classes=3, weight_decay=decay)
+        shares.append((probe.logits(x[held]).argmax(1) == labels[held]).mean())
+    probe, decay = fit_chosen_probe(x, labels, num_classes=3)
+    assert decay == DECAYS[shares.index(max(shares))] > 1e-4
+    again = fit_probe(x, labels, num_classes=3, weight_decay=decay)
+    np.testing.assert_array_equal(probe.logits(x), again.logits(x))
+
+
+def test_one_image_of_a_class_is_never_held_out():
+    labels = np.asarray([0, 1, 1, 2, 9, 9])  # 9: of no class
+    assert linear_probe._held_out(labels, 3).tolist() == [False, False, True] + 3 * [False]
+    x = np.eye(6, dtype=np.float32)
+    assert fit_chosen_probe(x[:2], labels[:2], num_classes=2)[1] == 1e-4

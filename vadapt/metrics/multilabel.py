@@ -6,6 +6,7 @@ Scores and targets of all images are needed at once, [n, l] on the host. Targets
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,10 +72,15 @@ class Answers:
         """Every row of all processes, those that only fill up too: valid, scores, targets, ..."""
         if not self._batches:
             raise ConfigError("no image was added: nothing to score")
-        mine = np.stack(self._batches)
-        everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, *mine.shape)
-        # A batch is the rows of one process after those of another.
-        return everyone.swapaxes(0, 1).reshape(-1, mine.shape[-1])
+        return all_rows(self._batches)
+
+
+def all_rows(batches: Sequence[Float[np.ndarray, "b c"]]) -> Float[np.ndarray, "n c"]:
+    """Rows of the batches of all processes, in the order of `data.stream.batches`."""
+    mine = np.stack(batches)
+    everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, *mine.shape)
+    # A batch is the rows of one process after those of another.
+    return everyone.swapaxes(0, 1).reshape(-1, mine.shape[-1])
 
 
 def average_precision(

@@ -143,6 +143,13 @@ class LabelEvaluation:
 
 
 @dataclass(frozen=True)
+class ClassificationEvaluation(LabelEvaluation):
+    """Of `config.eval`; `features` are names in `image_features.READERS`, such as ("knn",)."""
+
+    features: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class ProbeEvaluation:
     """Of `config.eval`: see `probe.SceneProbe`."""
 
@@ -164,7 +171,11 @@ MULTILABEL_FIELDS: Sections = {
     "task": MultilabelFields,
     "eval": LabelEvaluation,
 }
-CLASSIFICATION_FIELDS: Sections = {**MULTILABEL_FIELDS, "task": ClassificationFields}
+CLASSIFICATION_FIELDS: Sections = {
+    **MULTILABEL_FIELDS,
+    "task": ClassificationFields,
+    "eval": ClassificationEvaluation,
+}
 MAE_FIELDS: Sections = {
     "model": ModelFields,
     "data": CropFields,
