@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "configs"
 FORMER = json.loads((Path(__file__).parent / "recipes_of_0_1.json").read_text(encoding="utf-8"))
 SINCE = {"eval.num_worst": 16}  # settings that there were none of, and their defaults
 # Of images with labels.
-LABELS_SINCE = {"data.split_seed": 0, "data.shots": 0, "data.shots_seed": 0}
+LABELS_SINCE = {"data.split_seed": 0, "data.shots": 0, "data.shots_seed": 0, "data.class_half": ""}
 CLASSIFICATION_SINCE = {"eval.features": []}
 LONG = 20
 ALIKE = 10  # lines in a row

@@ -33,6 +33,7 @@ def images_and_labels(**fields: Any) -> ConfigDict:
     data.path, data.split, data.tfds_name = "", "train", ""
     data.split_seed = 0  # draws what validates, where the files do not say it
     data.shots, data.shots_seed = 0, 0  # images of each class to learn from; 0: all
+    data.class_half = ""  # "first" or "second": these classes alone; "": all
     data.balance = 0.0  # labels of a smaller share of the images come more often; 0: all once
     data.views = 1  # of an image in succession
     data.test_crop = 0.0  # share of the shorter side that tests see; 0: the whole image, squeezed

@@ -9,7 +9,7 @@ from vadapt.data import pipeline
 from vadapt.data.identity import identify
 from vadapt.data.multilabel import ClassFolders, LabelledImages
 from vadapt.data.pipeline import Feed
-from vadapt.data.subsets import FewShot
+from vadapt.data.subsets import ClassHalf, FewShot
 from vadapt.data.transforms import Resize
 from vadapt.errors import ConfigError, DataError
 
@@ -141,3 +141,38 @@ def test_training_takes_shots_and_tests_all(tmp_path):
     batch = next(pipeline.training_streams(config, streams))
     assert batch["target/labels"].sum(0).tolist() == [2, 2, 2]  # each comes twice
     assert batch["labels"].sum(0).tolist() == [2, 2, 2]
+
+
+def test_a_half_of_the_classes_has_their_images_and_labels_alone():
+    source = Named({"a.png": "eel", "b.png": "cat", "c.png": "dog", "d.png": "cat"})
+    first, second = ClassHalf(source, "first"), ClassHalf(source, "second")
+    assert (first.classes, second.classes) == (("cat",), ("dog", "eel"))
+    assert [first.key(i) for i in range(len(first))] == ["b.png", "d.png"]
+    assert [second.name(i) for i in range(len(second))] == ["/somewhere/a.png", "/somewhere/c.png"]
+    assert second.targets.tolist() == [[0, 1], [1, 0]]
+    assert identify(first) != identify(second) != identify(source)
+    # Drawn as of a data set that has these alone.
+    assert FewShot(second, 1).targets.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["folders", "table"])
+def test_training_and_tests_take_a_half_each(kind, tmp_path):
+    for name in ("bee/0", "cat/0", "cat/1", "dog/0", "eel/0"):
+        put(tmp_path / "data" / "train" / f"{name}.png")
+    lines = ["train/cat/0.png,cat", "train/dog/0.png,dog", "train/bee/0.png,bee"]
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(["file,labels", *lines]))
+    source = {"folders": "folders", "table": "labels"}[kind]
+    settings = {"source": source, "layout": "table", "path": str(tmp_path / "data")}
+    config = config_of(**settings, split="train", class_half="first")
+    learned = pipeline.training_source(config, ("image", "labels"))
+    assert learned.classes == (("bee", "cat") if kind == "folders" else ("bee",))
+    assert len(learned) == (3 if kind == "folders" else 1)
+    config.data.class_half = "second"
+    tested = pipeline.make_source(config.data, ("image", "labels"))
+    assert tested.classes == (("dog", "eel") if kind == "folders" else ("cat", "dog"))
+    assert [tested[i]["labels"].tolist() for i in range(2)] == [[1, 0], [0, 1]]
+    with pytest.raises(ConfigError, match="has other classes"):
+        pipeline.make_source(config.data, ("image", "labels"), classes=learned.classes)
+    config.data.class_half = "fisrt"
+    with pytest.raises(ConfigError, match=r"class_half='fisrt'; nearest: 'first'"):
+        pipeline.make_source(config.data, ("image", "labels"))

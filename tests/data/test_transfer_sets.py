@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -211,3 +212,17 @@ def test_splits_and_files_of_vtab_that_are_not_there(tmp_path):
         read_vtab(tmp_path / "images", "test", "dtd")
     with pytest.raises(ConfigError, match="nearest: 'vtab_eurosat'"):
         LabelledImages(tmp_path, "test", layout="vtab_eurosta")
+
+
+def test_all_of_fgvc_is_what_is_trained_on_and_the_tests(tmp_path):
+    root = write_fgvc(tmp_path)
+    everything = read_fgvc(root, "all")
+    parts = [read_fgvc(root, split) for split in ("trainval", "test")]
+    assert everything.files == parts[0].files + parts[1].files
+    np.testing.assert_array_equal(
+        everything.targets, np.concatenate([part.targets for part in parts])
+    )
+    content = json.loads((root / "train.json").read_text())
+    (root / "test.json").write_text(json.dumps({**content}))
+    with pytest.raises(DataError, match=r"test.json' names .*, which is trained on"):
+        read_fgvc(root, "all")

@@ -15,6 +15,7 @@ from vadapt.data.transforms import (
     RandomResizedCrop,
     Resize,
     ResizeCenterCrop,
+    ResizeRandomCrop,
     apply_all,
     crop_and_resize,
     random_resized_crop_box,
@@ -210,3 +211,18 @@ def test_log_uniform_aspect_is_used():
     # Uniform over [-log 4, log 4]: a quarter of the draws in each quarter.
     shares = np.histogram(logs, bins=4, range=(-math.log(4), math.log(4)))[0] / len(logs)
     assert np.abs(shares - 0.25).max() < 0.04
+
+
+def test_a_random_crop_is_of_the_image_that_a_center_crop_is_of():
+    record = {"image": np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)}
+    cut = ResizeRandomCrop((28, 28), 0.875)  # of 32 x 44
+    places = set()
+    for seed in range(40):
+        out = cut(record, np.random.default_rng(seed))["image"]
+        whole, spare = cut.resized(record)
+        assert (out.shape, spare) == ((28, 28, 3), (4, 16))
+        windows = np.lib.stride_tricks.sliding_window_view(whole["image"], (28, 28, 3))[:, :, 0]
+        (place,) = np.argwhere((windows == out).all((2, 3, 4)))
+        places.add(tuple(place.tolist()))
+    assert {top for top, _ in places} == {0, 1, 2, 3, 4}
+    assert {0, 16} <= {left for _, left in places}

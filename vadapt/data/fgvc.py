@@ -12,7 +12,7 @@ from vadapt.data.subsets import in_drawn_order
 from vadapt.data.untrusted import first_of, read_json
 from vadapt.errors import DataError, nearest
 
-SPLITS = ("train", "val", "trainval", "test")
+SPLITS = ("train", "val", "trainval", "test", "all")
 HELD_OUT = 0.1  # of the training images, where nothing says which validate
 _MOST_MIB = 256  # NABirds, the largest, has 49,000 images
 # Number of classes, by the name of the layout.
@@ -34,7 +34,7 @@ def read_fgvc(root: Path, split: str, num_classes: int = 0, *, split_seed: int =
     training images validates.
 
     Args:
-        split: one of `SPLITS`; "trainval" is both.
+        split: one of `SPLITS`; "trainval" is both, "all" these and the test images.
         num_classes: that there must be; 0 takes any number.
         split_seed: draws that tenth. It depends on the images' paths, not on their order.
 
@@ -60,6 +60,12 @@ def read_fgvc(root: Path, split: str, num_classes: int = 0, *, split_seed: int =
     if chosen is None:
         listed = root / "test.json"
         chosen = _read(listed)
+        if split == "all":
+            if twice := sorted(both.keys() & chosen.keys()):
+                raise DataError(
+                    f"{str(listed)!r} names {first_of(twice)}, which is trained on; leave one"
+                )
+            chosen = {**both, **chosen}
     places = {name: number for number, name in enumerate(classes)}
     if unknown := [file for file in chosen if chosen[file] not in places]:
         raise DataError(

@@ -23,7 +23,7 @@ from vadapt.data.repeated import Repeated, balanced_counts
 from vadapt.data.side_by_side import SideBySide
 from vadapt.data.sources import Guarded, Joined, Source
 from vadapt.data.stream import Stream, batches, make_stream, readable, select_fields
-from vadapt.data.subsets import FewShot
+from vadapt.data.subsets import ClassHalf, FewShot
 from vadapt.data.transforms import Transform, apply_all
 from vadapt.errors import ConfigError, nearest
 from vadapt.registry import Registry
@@ -53,6 +53,7 @@ SETTINGS = (
     "frames",
     "shots",
     "shots_seed",
+    "class_half",
 )
 _GIVEN = ("data", "fields", "classes")
 _LABELED = {"mask", "labels"}  # fields whose numbers are of the source's classes
@@ -87,7 +88,8 @@ def make_source(
 
     Args:
         data: `source` (a name in `SOURCES`, or the place of a function, as in
-            "my_package.data:drone"), and the settings that the source takes.
+            "my_package.data:drone"), and the settings that the source takes; `class_half` leaves
+            one half of its classes, see `ClassHalf`.
         classes: that it must have, in this order; by default its own.
 
     Raises:
@@ -95,7 +97,9 @@ def make_source(
             classes.
     """
     make = SOURCES[data.source]
-    given = {"data": data, "fields": tuple(reads), "classes": tuple(classes)}
+    half = data.get("class_half", "")
+    wanted = () if half else tuple(classes)  # of which a whole source would have more
+    given = {"data": data, "fields": tuple(reads), "classes": wanted}
     known = options.accepted(make)
     settings = {name: data[name] for name in known if name not in _GIVEN and name in data}
     options.check("data", data.source, make, settings, given=_GIVEN)
@@ -105,6 +109,8 @@ def make_source(
             f"config.data.source={data.source!r} has images without labels; a source of one's own "
             "has `classes`, and for labels of pixels `palette`"
         )
+    if half:
+        source = ClassHalf(source, half)
     if classes and tuple(source.classes) != tuple(classes):
         raise ConfigError(
             f"{source!r} has other classes ({len(source.classes)}) than what is trained on "

@@ -1,4 +1,4 @@
-"""Parts of a data set drawn by a seed, by what images are called and not by where they stand."""
+"""Parts of a data set: drawn by a seed, by what images are called; or half of the classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from jaxtyping import Int, Integer
 from vadapt.data.identity import Identity, identify, identity_of
 from vadapt.data.sources import Record, name_of
 from vadapt.data.untrusted import first_of
-from vadapt.errors import ConfigError, DataError
+from vadapt.errors import ConfigError, DataError, nearest
+
+HALVES = ("first", "second")
 
 
 class FewShot:
@@ -71,6 +73,58 @@ class FewShot:
     def identity(self) -> Identity:
         """That of the whole source, and which of it were drawn."""
         return identity_of(len(self), identify(self.source), self.places)
+
+
+class ClassHalf:
+    """The images of the first, or of the second, half of a data set's classes, and these alone.
+
+    Retrieval of fine-grained classes is trained on the first and tested on the second, so that no
+    class of a query was ever learned. Of an odd number the second half has one more.
+
+    Args:
+        source: of images with labels; has `classes` and `targets`.
+        half: "first" or "second".
+
+    Raises:
+        ConfigError: another half, or a source without such labels, or of one class.
+    """
+
+    def __init__(self, source: Any, half: str):
+        if half not in HALVES:
+            raise ConfigError(f"config.data.class_half={half!r}; {nearest(half, HALVES)}")
+        targets = getattr(source, "targets", None)
+        if targets is None or targets.shape[1] < 2:
+            raise ConfigError(
+                f"config.data.class_half={half!r} needs labels of two classes at least, told of "
+                f"all images at once (`targets`), which {source!r} does not have"
+            )
+        middle = targets.shape[1] // 2
+        self.source, self.half = source, half
+        self._columns = slice(0, middle) if half == "first" else slice(middle, None)
+        self.classes: tuple[str, ...] = tuple(source.classes)[self._columns]
+        self.places = np.flatnonzero((targets[:, self._columns] > 0).any(axis=1))
+        self.targets = targets[self.places][:, self._columns]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[int(self.places[index])]
+        cut = {name: record[name][self._columns] for name in ("labels", "areas") if name in record}
+        return {**record, **cut}
+
+    def __repr__(self) -> str:
+        return f"ClassHalf({self.source!r}, {self.half!r})"
+
+    def name(self, index: int) -> str:
+        return name_of(self.source, int(self.places[index]))
+
+    def key(self, index: int) -> str:
+        return key_of(self.source, int(self.places[index]))
+
+    def identity(self) -> Identity:
+        """That of the whole source, and which half it is."""
+        return identity_of(len(self), identify(self.source), self.half)
 
 
 def key_of(source: Any, index: int) -> str:

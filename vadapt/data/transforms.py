@@ -147,13 +147,33 @@ class ResizeCenterCrop:
             raise ConfigError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        record, spare = self.resized(record)
+        top, left = (round(pixels / 2) for pixels in spare)
+        return fields.crop(record, (top, left, *self.size))
+
+    def resized(self, record: Record) -> tuple[Record, Size]:
+        """The record to be cut, and by how much its (height, width) exceed `size`."""
         old_height, old_width = fields.frame_size(record)
         height, width = (round(side / self.fraction) for side in self.size)
         scale = max(height / old_height, width / old_width)
         # The longer side is cut to a whole pixel and the offset rounded, as torchvision does.
         height, width = max(height, int(old_height * scale)), max(width, int(old_width * scale))
         record = fields.resize(record, (height, width))
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        return record, (height - self.size[0], width - self.size[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeRandomCrop(ResizeCenterCrop):
+    """As `ResizeCenterCrop`, cut at a random place.
+
+    >>> record = {"image": np.zeros((40, 60, 3), np.uint8)}
+    >>> ResizeRandomCrop((28, 28), 0.875)(record, np.random.default_rng(0))["image"].shape
+    (28, 28, 3)
+    """
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
+        record, spare = self.resized(record)
+        top, left = (int(rng.integers(pixels + 1)) for pixels in spare)
         return fields.crop(record, (top, left, *self.size))
 
 

@@ -12,20 +12,22 @@ from vadapt.data.transforms import (
     RandomResizedCrop,
     Resize,
     ResizeCenterCrop,
+    ResizeRandomCrop,
     Transform,
 )
 from vadapt.errors import ConfigError, nearest
 
 FIELDS = ("image", "labels")
-AUGMENTS = ("none", "crop", "crop_mix", "rand_augment")
+AUGMENTS = ("none", "crop", "resize_crop", "crop_mix", "rand_augment")
 
 
 def augmentation(data: Any) -> list[Transform]:
     """The transforms of training images, by the name in `config.data.augment`.
 
     "crop_mix" is GKGNet's (mixed crops, flip, erasing, colours, TrivialAugment); "rand_augment"
-    ViG's (random crop, flip, RandAugment, erasing); "crop" random crops and flips; "none" resizes.
-    Fields: `image_size`, `crop_area` (of random crops).
+    ViG's (random crop, flip, RandAugment, erasing); "crop" random crops and flips; "resize_crop"
+    FRPT's (cut as for tests, but at a random place, flip, colors by a quarter); "none" resizes.
+    Fields: `image_size`, `crop_area` (of random crops), `test_crop`.
     """
     if data.augment not in AUGMENTS:
         raise ConfigError(
@@ -35,6 +37,11 @@ def augmentation(data: Any) -> list[Transform]:
     chains: dict[str, list[Transform]] = {
         "none": [Resize(size)],
         "crop": [RandomResizedCrop(size, area=area), HorizontalFlip()],
+        "resize_crop": [
+            ResizeRandomCrop(size, data.test_crop or 1.0),
+            HorizontalFlip(),
+            ColourJitter(0.25, 0.25, 0.25),
+        ],
         "crop_mix": [
             CropMix(size),
             HorizontalFlip(),
