@@ -41,7 +41,8 @@ def shrunk(name, argument="scenes", *, blocks=2):
     if "probe_scenes" in config.eval:
         config.eval.probe_scenes = 8
     for changes in config.get("test", {}).values():
-        changes.num_scenes = 4
+        # Of the second half of the classes, two at least.
+        changes.num_scenes = 8 if config.task.name == "retrieval" else 4
     if "decoder_depth" in config.task:
         config.task.decoder_depth = 1
     if config.model.backbone == "vit_micro" and blocks == 2:
@@ -77,7 +78,8 @@ def assert_trains(config, workdir, mode="train"):
 
     result = run(config, workdir, mode=mode, devices=jax.devices()[:2])
     assert result["steps"] == 2
-    kinds = {"segmentation": "mean/miou", "multilabel": "clean/mAP", "classification": "clean/top1"}
+    kinds = {"segmentation": "mean/miou", "multilabel": "clean/mAP"}
+    kinds |= {"classification": "clean/top1", "retrieval": "clean/recall@1"}
     scores = {f"{kinds[config.task.name]}/adapted"} if "test" in config else {
         "probe/frozen", "probe/adapted"
     }  # fmt: skip

@@ -35,27 +35,45 @@ def recall_at(
         DataError: fewer than two images, labels for another number of them, features that are not
             finite, or a k or a block below 1.
     """
-    features, labels = np.asarray(features, np.float32), np.asarray(labels)
-    _check(features, labels, (*numbers, block))
-    n, most = len(features), min(max(numbers), len(features) - 1)
+    _check(features, (*numbers, block), len(labels))
+    return recalls(labels, nearest_others(features, max(numbers), block=block), numbers)
+
+
+def recalls(
+    labels: Int[np.ndarray, " n"], nearest: Int[np.ndarray, "n k"], numbers: Sequence[int]
+) -> dict[int, float]:
+    """The shares of `recall_at`, from what `nearest_others` gives for the largest number."""
+    labels = np.asarray(labels)
+    hits = np.maximum.accumulate(labels[nearest] == labels[:, None], axis=1).sum(axis=0)
+    return {k: float(hits[min(k, len(hits)) - 1]) / len(labels) for k in numbers}
+
+
+def nearest_others(
+    features: Float[np.ndarray, "n d"], number: int, *, block: int = 1024
+) -> Int[np.ndarray, "n k"]:
+    """The numbers of the nearest others of every image, the nearest first; see `recall_at`.
+
+    As many as `number` says, or all others where there are fewer.
+    """
+    features = np.asarray(features, np.float32)
+    _check(features, (number, block))
+    n, most = len(features), min(number, len(features) - 1)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     units = jnp.asarray(features / np.maximum(lengths, np.finfo(np.float32).tiny))
     block = min(block, n)
-    hits = np.zeros(most, np.int64)
+    found = np.empty((n, most), np.int64)
     for start in range(0, n, block):
-        # Of the same size each, so that one program serves all; those seen before are left out.
+        # Of the same size each, so that one program serves all.
         first = min(start, n - block)
-        rank = np.asarray(_nearest(units, first, block, most))[start - first :]
-        same = labels[rank] == labels[start : start + len(rank), None]
-        hits += np.maximum.accumulate(same, axis=1).sum(axis=0)
-    return {k: float(hits[min(k, most) - 1]) / n for k in numbers}
+        found[first : first + block] = _nearest(units, first, block, most)
+    return found
 
 
-def _check(features: np.ndarray, labels: np.ndarray, counts: Sequence[int]) -> None:
-    if len(features) < 2 or len(labels) != len(features):
+def _check(features: np.ndarray, counts: Sequence[int], labels: int | None = None) -> None:
+    if len(features) < 2 or labels not in (None, len(features)):
+        given = "" if labels is None else f" with {labels} labels"
         raise DataError(
-            f"{len(features)} images with {len(labels)} labels; give one label for each of at "
-            "least two images"
+            f"{len(features)} images{given}; give one label for each of at least two images"
         )
     if not np.isfinite(features).all():
         bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])

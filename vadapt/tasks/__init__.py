@@ -17,6 +17,7 @@ TASKS = Registry(
         "milan": "vadapt.tasks.milan:MILANTask",
         "classification": "vadapt.tasks.classification:ClassificationTask",
         "multilabel": "vadapt.tasks.multilabel:MultilabelTask",
+        "retrieval": "vadapt.tasks.retrieval:RetrievalTask",
         "segmentation": "vadapt.tasks.segmentation:SegmentationTask",
     },
 )

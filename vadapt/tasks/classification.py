@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
 from vadapt.data import pipeline
 from vadapt.metrics.multilabel import Answers, top_accuracy
@@ -71,6 +71,14 @@ class ClassificationTask(MultilabelTask):
                 scores[f"{name}/{reader}"] = top_accuracy(found, test.targets)
                 scores[f"{name}/{reader}_top5"] = top_accuracy(found, test.targets, 5)
         return scores
+
+    def embed(
+        self, model: System, images: UInt8[np.ndarray, "b h w c"]
+    ) -> Float[np.ndarray, "b d"]:
+        """What images of the training size are compared by, see `System.embed`; in float32."""
+        graph, state = nnx.split(model)
+        found = self._jitted_embed(graph, nnx.to_pure_dict(state), images)
+        return np.asarray(found, np.float32)
 
     @functools.cached_property
     def _jitted_embed(self) -> image_features.Embed:

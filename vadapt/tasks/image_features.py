@@ -32,6 +32,11 @@ class Side(NamedTuple):
     targets: Int[np.ndarray, "n k"]  # as in a source's records
     elements: Int[np.ndarray, " n"]  # their numbers in the source
 
+    def labeled(self) -> Side:
+        """The images that have a class."""
+        there = np.flatnonzero((self.targets > 0).any(axis=1))
+        return Side(*(part[there] for part in self))
+
     def labels(self) -> Int[np.ndarray, " n"]:
         """The one class of each image; as many as there are classes for one that has none."""
         there = self.targets > 0
@@ -45,9 +50,8 @@ Reader = Callable[[Side], Callable[[Float[np.ndarray, "m d"]], Float[np.ndarray,
 
 def nearest_votes(train: Side) -> Callable[[np.ndarray], np.ndarray]:
     """Votes of the 20 nearest training images, see `metrics.knn`; NaN for classes without one."""
-    labels, known = train.labels(), (train.targets > 0).any(1)
-    number = train.targets.shape[1]
-    learned = jnp.asarray(train.features[known]), jnp.asarray(labels[known])
+    number, train = train.targets.shape[1], train.labeled()
+    learned = jnp.asarray(train.features), jnp.asarray(train.labels())
 
     def scores(features: np.ndarray) -> np.ndarray:
         found = []

@@ -176,6 +176,7 @@ CLASSIFICATION_FIELDS: Sections = {
     "task": ClassificationFields,
     "eval": ClassificationEvaluation,
 }
+RETRIEVAL_FIELDS: Sections = {**CLASSIFICATION_FIELDS, "eval": LabelEvaluation}
 MAE_FIELDS: Sections = {
     "model": ModelFields,
     "data": CropFields,
