@@ -120,13 +120,15 @@ def test_what_is_compared_is_what_the_head_reads(head, made):
     np.testing.assert_allclose(model(pixels).logits, logits, rtol=1e-4, atol=1e-5)
 
 
-def test_prompts_are_compared_where_the_head_reads_them():
+def test_what_else_a_head_reads_is_compared():
     config = scenes("vpt")
-    config.head = {"name": "linear", "pool": "prompt_pool"}
-    model = make_task(config).build(pretrained=False)
     pixels = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32)
-    wanted = model.features(pixels).outputs["prompts"].mean(axis=1)
-    np.testing.assert_allclose(model.embed(pixels), wanted, rtol=1e-5, atol=1e-6)
+    for pool, name in (("prompt_pool", "prompts"), ("cls", "class_token")):
+        config.head = {"name": "linear", "pool": pool}
+        model = make_task(config).build(pretrained=False)
+        output = model.features(pixels).outputs[name]
+        wanted = output if pool == "cls" else output.mean(axis=1)
+        np.testing.assert_allclose(model.embed(pixels), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_another_name_is_refused_before_anything_is_trained():

@@ -23,4 +23,5 @@ def embed(
     """
     if hasattr(head, "embed"):
         return head.embed(maps, **read)
-    return pooled(maps[-1], read.get("prompts"), getattr(head, "pool", "img_pool"))
+    pool = getattr(head, "pool", "img_pool")
+    return pooled(maps[-1], read.get("prompts"), pool, read.get("class_token"))
