@@ -1,20 +1,30 @@
 """One way from a config to a model: what is loaded where, in which order, for every task."""
 
+import json
+import re
+import shutil
+import warnings
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.recipes import CONFIGS, config_of
+from tests.test_recipes import FORMER
 from vadapt import models, system
 from vadapt.adapters import adapt_from
-from vadapt.configs import gkgnet_coco, linear_dinov2, pad_msip, vig_imagenet
+from vadapt.backbones.named import HALF, IMAGENET, SCENES
+from vadapt.configs import frpt_cub, gkgnet_coco, linear_dinov2, pad_msip, vig_imagenet, vtab
 from vadapt.errors import ConfigError, WeightsError
 from vadapt.heads import segmentation_head
 from vadapt.partition import variables
 from vadapt.system import System
-from vadapt.tasks import make_task
+from vadapt.tasks import TASKS, make_task
+from vadapt.tasks.multilabel import MultilabelTask, warn_of_pixels
 from vadapt.weights.adapter_file import save_adapter, save_model
-from vadapt.weights.sources import arrays_of
+from vadapt.weights.beside import Beside
+from vadapt.weights.sources import ASSETS, arrays_of
 
 MICRO = {"positions": "sincos"}
 
@@ -146,3 +156,82 @@ def test_adapters_in_blocks_that_a_plan_leaves_out_are_named():
     config = adapting(linear_dinov2.get_config("scenes"), plan="skip:1")
     with pytest.warns(UserWarning, match=r"leaves out blocks .* \(blocks/2/.*do nothing"):
         make_task(config).build(pretrained=False)
+
+
+def micro_with_pixels(folder, statistics):
+    """The shipped backbone, and a file beside it that says how images were normalized."""
+    shutil.copy(ASSETS / "vit_micro_scenes.safetensors", folder / "model.safetensors")
+    pixels = {"image_mean": statistics.mean, "image_std": statistics.std}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return str(folder / "model.safetensors")
+
+
+def test_pixels_of_another_training_are_named_with_the_flags_that_take_the_files(tmp_path):
+    config = vtab.get_config("scenes")
+    config.model.weights = micro_with_pixels(tmp_path, HALF)
+    config.data.update(IMAGENET._asdict())
+    flags = '--config.data.mean="(0.5, 0.5, 0.5)" --config.data.std="(0.5, 0.5, 0.5)"'
+    wanted = rf"\(0\.485, .* trained with \(0\.5, .*{re.escape(flags)}"
+    with pytest.warns(UserWarning, match=wanted) as found:
+        make_task(config).build()
+    assert len(found) == 1
+    config.data.update(HALF._asdict())
+    with warnings.catch_warnings(action="error"):
+        make_task(config).build()
+
+
+# What files beside the weights of recipes say, by the start of their names.
+PIXELS = {
+    "hf:timm/vit_base_patch16_224.augreg_in21k": HALF,
+    "hf:timm/resnet50.tv_in1k": IMAGENET,
+    "hf:facebook/": IMAGENET,
+    "vit_micro_scenes": SCENES,
+}
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """How often a config is warned of, where files beside its weights say what is published."""
+
+    def said(weights):
+        found = [own for start, own in PIXELS.items() if weights.startswith(start)]
+        assert found or not weights.startswith("hf:"), weights
+        return Beside(statistics=found[0] if found else None)
+
+    def warnings_of(config):
+        with warnings.catch_warnings(record=True, action="always") as found:
+            warn_of_pixels(config)
+        return len(found)
+
+    monkeypatch.setattr(models, "beside_of", said)
+    return warnings_of
+
+
+@pytest.mark.parametrize("name", ["frpt_cub", "gkgnet_coco", "gkgnet_voc", "vig_imagenet", "vtab"])
+def test_recipes_of_labels_as_published_raise_no_alarm(name, warnings_of):
+    former = [v.partition(":")[2] for v in FORMER if v.partition(":")[0] == name]
+    since = {"vtab": ["mae", "dinov2", "kitti,lora"], "frpt_cub": ["cars"]}.get(name, [])
+    for argument in {"", "scenes", *former, *since}:
+        config = config_of(name, argument)
+        assert issubclass(TASKS[config.task.name], MultilabelTask)
+        assert warnings_of(config) == 0, argument
+
+
+def test_no_other_recipe_is_of_labels():
+    labelled = [
+        name for name in CONFIGS if issubclass(TASKS[config_of(name).task.name], MultilabelTask)
+    ]
+    assert labelled == ["frpt_cub", "gkgnet_coco", "gkgnet_voc", "vig_imagenet", "vtab"]
+
+
+def test_pixels_of_another_backbone_or_of_ones_own_colors_raise_one(warnings_of):
+    for argument in ("imagenet", "mae,half", "dinov2,half"):
+        assert warnings_of(vtab.get_config(argument)) == 1, argument
+    assert warnings_of(vtab.get_config("mae,imagenet")) == 0
+    own = frpt_cub.get_config()
+    own.data.mean = (0.45, 0.5, 0.41)
+    assert warnings_of(own) == 1
+    own.data.mean, own.data.std = (0.38,) * 3, (0.187,) * 3  # infrared's
+    assert warnings_of(own) == 0
+    own.data.mean, own.data.std = HALF  # another backbone's
+    assert warnings_of(own) == 1

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from vadapt import adapters
 from vadapt.backbones.families import BACKBONES
-from vadapt.backbones.named import Backbone, Statistics
+from vadapt.backbones.named import HALF, Backbone, Statistics
 from vadapt.backbones.staged import Staged
 from vadapt.backbones.teachers import Tower, kind_of, tower
 from vadapt.errors import WeightsError
@@ -30,6 +31,7 @@ from vadapt.weights.hub import local_adapter
 from vadapt.weights.load import Report, build_loaded, load_weights, match_weights, table_size
 from vadapt.weights.sources import arrays_of, beside_of
 
+Pixel = float | Sequence[float]
 # What a file of vadapt's own may hold beside a backbone.
 BESIDE = ("decoder/.*", "head/.*")
 
@@ -119,6 +121,37 @@ def statistics(name: str, weights: str | Path | Mapping[str, Any] = "") -> Stati
     """
     known = _known(name).statistics
     return beside_of(weights).statistics or known
+
+
+def other_statistics(
+    weights: str | Path | Mapping[str, Any], mean: Pixel, std: Pixel
+) -> Statistics | None:
+    """What files beside weights say of their training's pixels, where data go by something else.
+
+    Data whose channels all have the same statistics are gray, such as infrared, and go by their
+    own on purpose. Half and half, though, is nobody's data: a network was trained so.
+
+    Args:
+        mean, std: of the data, in 0-1; one number, or one a channel.
+
+    Returns:
+        None where both are alike, the data are gray, or no file says anything.
+
+    Raises:
+        WeightsError: a file beside the weights cannot be read.
+    """
+    own = beside_of(weights).statistics
+    if own is None:
+        return None
+    given = [(row,) * 3 if isinstance(row, int | float) else tuple(row) for row in (mean, std)]
+    is_gray = all(len(set(row)) == 1 for row in given)
+    if _alike(given, own) or (is_gray and not _alike(given, HALF)):
+        return None
+    return own
+
+
+def _alike(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    return np.allclose(one, other, rtol=0, atol=1e-3)
 
 
 def recognise(arrays: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from vadapt import system
+from vadapt import models, system
 from vadapt.data import pipeline
 from vadapt.data.progress import with_progress
 from vadapt.data.seen import LabelCounts, Unseen
@@ -83,6 +84,8 @@ class MultilabelTask:
                 f"{self.source!r} has {number} labels and config.data.num_labels is {wanted}; 0 "
                 "takes what there is"
             )
+        if pretrained:
+            warn_of_pixels(self.config)
         head = functools.partial(label_head, num_labels=number)
         return system.build(
             self.config,
@@ -311,3 +314,19 @@ class MultilabelTask:
             return nnx.merge(graph, tree)(self.pixels(images)).logits
 
         return jax.jit(logits, static_argnums=0)
+
+
+def warn_of_pixels(config: Any) -> None:
+    """Say where the weights were trained on pixels that were normalized by other numbers.
+
+    Recipes for pixels and for masked images take what their papers took, whatever the backbone.
+    """
+    data, weights = config.data, config.model.weights
+    if weights and (own := models.other_statistics(weights, data.mean, data.std)):
+        flags = f'--config.data.mean="{own.mean}" --config.data.std="{own.std}"'
+        warnings.warn(
+            f"config.data.mean and std are {data.mean} and {data.std}, but files beside "
+            f"{weights!r} say that these weights were trained with {own.mean} and {own.std}; "
+            f"scores depend on it. To take theirs: {flags}",
+            stacklevel=3,
+        )
