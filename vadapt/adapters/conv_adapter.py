@@ -111,7 +111,8 @@ def apply(
 
     They stand around convolutions of more than one place, with the same kernel and stride: in
     ResNet around the 3x3 ones with their norm and activation, in ConvNeXt around the depthwise
-    ones, and those between stages. The paper trains norms besides: `trainable="default,.*norm.*"`.
+    ones, and those between stages. ConvNeXt's norms train besides in the released code: see
+    `vadapt.adapters.paper`.
 
     Args:
         model: a backbone of stages whose blocks have such convolutions.
