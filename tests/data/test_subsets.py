@@ -81,7 +81,8 @@ def test_a_class_of_fewer_images_is_named():
     with pytest.raises(DataError, match=r"shots=13, and class 'cat' .* fewer images: 12; so"):
         drawn(13)
     few = {name: label for name, label in IMAGES.items() if label != "dog"} | {"dog/0.png": "dog"}
-    with pytest.raises(DataError, match=r"class 'dog' of Named\(\) has fewer images: 1$"):
+    wanted = r"class 'dog' of Named\(\) has fewer images: 1\. All classes have 1: take"
+    with pytest.raises(DataError, match=wanted):
         drawn(2, labels=few)
 
 

@@ -55,7 +55,8 @@ class FewShot:
             others = f"; so have {first_of(names[1:])}" if names[1:] else ""
             raise DataError(
                 f"config.data.shots={self.shots}, and class {names[0]!r} of {self.source!r} has "
-                f"fewer images: {numbers[short[0]]}{others}"
+                f"fewer images: {numbers[short[0]]}{others}. All classes have {min(numbers)}: take "
+                "no more, or add images (of the embedded scenes: config.data.num_scenes)"
             )
 
     def __len__(self) -> int:
