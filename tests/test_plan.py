@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -80,6 +81,23 @@ def test_micro_batches_and_shards_are_counted_in_full(pad):
     weights = found["frozen_bytes"] / 2 + found["trainable_bytes"] / 2  # as bfloat16
     # What is split (small leaves are not) is gathered before the loop, or twice in each turn.
     assert 0.5 * weights < sum(item["bytes"] for item in gathered) < 2 * 4 * weights
+
+
+def test_a_kernel_that_takes_too_much_of_the_chip_is_an_error(monkeypatch):
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem while allocating"
+    real = plan.trace
+
+    def trace(*arguments, **options):
+        class Lowered:
+            def compile(self):
+                raise jax.errors.JaxRuntimeError(said)
+
+        _, program = real(*arguments, **options)
+        return types.SimpleNamespace(lower=Lowered), program
+
+    monkeypatch.setattr(plan, "trace", trace)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
+        plan.plan(small(), "v5e:2x2")
 
 
 def test_what_does_not_fit_is_said():

@@ -77,7 +77,8 @@ def plan(config: Any, topology: str, *, slices: int = 1) -> Plan:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # A kernel that takes more than the chip's own memory is wrong, not the batch too large.
+        if "RESOURCE_EXHAUSTED" not in str(error) or "space vmem" in str(error):
             raise
         return {**result, "fits": False, "needs": _needs(str(error))}
     seconds = time.perf_counter() - began

@@ -101,6 +101,20 @@ def test_short_sequences_share_an_instance(rng):
     assert (sizes.images, sizes.group, sizes.grid) == (6, 2, (2, 2, 1))
 
 
+def test_an_instance_takes_no_more_than_the_chip_has():
+    def shapes(batch, q, k, dtype):
+        arrays = (jax.ShapeDtypeStruct((batch, n, 8, 32), dtype) for n in (q, k, k))
+        return (*arrays, None, jax.ShapeDtypeStruct((batch, q, k), bool))
+
+    for batch, q, k, images, tile in ((1, 100, 16384, 1, 32), (4, 100, 8192, 2, 128)):
+        arrays = shapes(batch, q, k, jnp.bfloat16)
+        sizes = attention_tpu._sizes(*arrays, 1.0, True)
+        assert (sizes.images, sizes.tile) == (images, tile)
+        assert attention_tpu.fits(*arrays)
+    assert not attention_tpu.fits(*shapes(1, 100, 16384, jnp.float32))
+    assert not attention_tpu.fits(*shapes(1, 0, 16, jnp.float32))
+
+
 @pytest.mark.parametrize("form", [plain, chip])
 def test_a_query_that_sees_nothing_takes_the_mean(rng, form):
     q, k, v, _ = drawn(rng, 1, 3, 7, 1, 8)

@@ -75,7 +75,7 @@ def _either(q: Array, k: Array, v: Array, bias: Any, mask: Any, *, scale: float)
     """The form that suits the platform: a GPU's is known while tracing, a TPU's when lowering."""
     rest = functools.partial(elsewhere(q, k, v, bias, mask), scale=scale)
     # A batch of any size, in exports, is none for kernels.
-    if not isinstance(q.shape[0], int) or not attention_tpu.fits(q.shape[1], k.shape[1]):
+    if not isinstance(q.shape[0], int) or not attention_tpu.fits(q, k, v, bias, mask):
         return rest(q, k, v, bias, mask)
 
     def tpu(q: Array, k: Array, v: Array, bias: Any, mask: Any) -> Array:

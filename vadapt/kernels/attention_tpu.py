@@ -24,9 +24,10 @@ LANES = 128
 ROWS = 32  # of a tile of memory, of bytes; 16 of bfloat16
 VMEM = 64 * 2**20  # bytes that an instance may take
 LOGITS = 5 * 2**18  # of a head at once; half as many of float32, or beside a bias
+ROOM = 60 * 2**20  # of these what is planned for; what else the compiler lays there is small
+ARRAYS = 5  # of float32 as large as a head's logits, that the compiler has at once
 SHORT = 512  # queries of several images at once
 MOST_IMAGES = 8
-MOST_KEYS = 2**14
 MASKED = float(jnp.finfo(jnp.float32).min)
 
 
@@ -61,9 +62,12 @@ class Sizes(NamedTuple):
         return (grid[2], grid[0], grid[1]) if self.biased else grid
 
 
-def fits(q: int, k: int) -> bool:
+def fits(queries: Array, keys: Array, values: Array, bias: Any, mask: Any) -> bool:
     """Whether an instance can hold all keys."""
-    return q > 0 and 0 < k <= MOST_KEYS
+    if not (queries.shape[1] and keys.shape[1]):
+        return False
+    sizes = _sizes(queries, keys, values, bias, mask, 1.0, False)
+    return _room(sizes, queries, values) <= ROOM
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -338,28 +342,43 @@ def _sizes(
     batch, number, heads, width = q.shape
     keys = _up(k.shape[1], LANES)
     at_once = LOGITS // (2 if bias is not None or q.dtype == jnp.float32 else 1)
-    tile = _up(pl.cdiv(number, pl.cdiv(number * keys, at_once)), ROWS)
-    most = min(MOST_IMAGES, max(SHORT // tile, 1)) if tile >= number else 1
     # As many heads as fill whole lanes.
     groups = [
         g
         for g in range(1, heads)
         if heads % g == 0 and g * width % LANES == 0 and g * v.shape[3] % LANES == 0
     ]
-    return Sizes(
+    sizes = Sizes(
         scale=scale,
         batch=batch,
         q=number,
         k=k.shape[1],
         heads=heads,
-        images=max(n for n in range(1, most + 1) if batch % n == 0),
-        tile=tile,
+        images=1,
+        tile=_up(pl.cdiv(number, pl.cdiv(number * keys, at_once)), ROWS),
         keys=keys,
         group=groups[0] if groups else heads,
         biased=bias is not None,
         masked=mask is not None,
         interpret=interpret,
     )
+    while sizes.tile > ROWS and _room(sizes, q, v) > ROOM:
+        sizes = sizes._replace(tile=_up(sizes.tile // 2, ROWS))
+    most = min(MOST_IMAGES, max(SHORT // sizes.tile, 1)) if sizes.tiles == 1 else 1
+    several = [sizes._replace(images=n) for n in range(most, 1, -1) if batch % n == 0]
+    return next((found for found in several if _room(found, q, v) <= ROOM), sizes)
+
+
+def _room(sizes: Sizes, q: Array, v: Array) -> int:
+    """Bytes that an instance takes on the way back: of keys, values and their gradients, two each.
+
+    And the sums of these gradients, and of one head at a time some arrays as large as its logits.
+    """
+    lanes = (q.shape[3] + v.shape[3]) * sizes.group
+    sums = 4 if sizes.tiles > 1 and not sizes.biased else 0
+    of_keys = sizes.images * sizes.keys * lanes * (4 * q.dtype.itemsize + sums)
+    beside = 16 * sizes.group * sizes.biased + 2 * sizes.masked  # of logits: their bias, the mask
+    return of_keys + sizes.tile * sizes.keys * (ARRAYS * 4 + beside)
 
 
 def _flat(x: Array) -> Array:
