@@ -11,7 +11,6 @@ import argparse
 import datetime
 import importlib
 import importlib.metadata
-import itertools
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from benchmarks.input_recipes import ROOT, earlier
+from benchmarks.side_by_side import fill
 from vadapt import plan
 
 RECIPES = (
@@ -155,22 +155,6 @@ def figures(found: Plan) -> list[str]:
 def row(cells: list[Any]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def fill(page: str, tables: dict[str, str]) -> str:
-    """A Markdown page with its tables made anew: each follows a comment that has its name.
-
-    Raises:
-        ValueError: the page has no place for a table.
-    """
-    for name, table in tables.items():
-        mark = f"<!-- {name} -->\n"
-        before, found, after = page.partition(mark)
-        if not found:
-            raise ValueError(f"no line {mark.strip()!r} says where the table stands")
-        kept = itertools.dropwhile(lambda line: line.startswith("|"), after.splitlines(True))
-        page = f"{before}{mark}{table}\n{''.join(kept)}"
-    return page
 
 
 def main() -> None:

@@ -57,7 +57,8 @@ def compare(
             if (name, seed) in done:
                 continue
             print(f"--- {name}, seed {seed}", flush=True)
-            rows.append({"name": name, **measure(entries[name], score, seed, options.steps)})
+            config = config_of(entries[name], seed, options.steps)
+            rows.append({"name": name, **measure(config, score)})
             with options.runs.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     print(table(rows, entries, columns, decimals))
@@ -75,17 +76,17 @@ def compare_domains(
     compare(description, entries, score, ("clean", "other"), runs=runs, decimals=2)
 
 
-def measure(
-    entry: Entry,
-    score: Callable[[Any, Any, Outcome], Mapping[str, float]],
-    seed: int,
-    steps: int | None,
-) -> Row:
-    """The scores of one run, and the minutes that it took with its tests."""
+def config_of(entry: Entry, seed: int, steps: int | None) -> Any:
+    """The config of a run of an entry."""
     config = entry.config.get_config(entry.argument)
     config.update_from_flattened_dict({**entry.changes, "seed": seed})
     if steps and config.total_steps:
         config.total_steps = steps
+    return config
+
+
+def measure(config: Any, score: Callable[[Any, Any, Outcome], Mapping[str, float]]) -> Row:
+    """The scores of one run, and the minutes that it took with its tests."""
     began = time.perf_counter()
     task = make_task(config)
     with tempfile.TemporaryDirectory() as workdir:
@@ -93,7 +94,7 @@ def measure(
     if not outcome.finished:
         raise SystemExit("stopped by a signal; the same command does what is left")
     return {
-        "seed": seed,
+        "seed": config.seed,
         "steps": outcome.steps,
         "trained": outcome.trainable_parameters,
         **score(config, task, outcome),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,6 +234,22 @@ def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(line) + " |" for line in (titles, ["---"] * len(titles), *lines)
     )
+
+
+def fill(page: str, tables: Mapping[str, str]) -> str:
+    """A Markdown page with its tables made anew: each follows a comment that has its name.
+
+    Raises:
+        ValueError: the page has no place for a table.
+    """
+    for name, table in tables.items():
+        mark = f"<!-- {name} -->\n"
+        before, found, after = page.partition(mark)
+        if not found:
+            raise ValueError(f"no line {mark.strip()!r} says where the table stands")
+        kept = itertools.dropwhile(lambda line: line.startswith("|"), after.splitlines(True))
+        page = f"{before}{mark}{table}\n{''.join(kept)}"
+    return page
 
 
 def machine() -> str:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from vadapt.plots import COLORS, Curve, _ticks, draw_curves, draw_matrix
+from vadapt.plots import COLORS, Curve, Point, _ticks, draw_curves, draw_matrix, draw_points
 
 
 def test_the_largest_cell_is_the_deepest():
@@ -26,3 +26,13 @@ def test_ticks_are_round_and_hold_what_is_drawn():
         assert ticks[0] <= low
         assert ticks[-1] >= high
         assert len(ticks) <= 8
+
+
+def test_points_lie_by_powers_of_ten_and_are_numbered_in_their_order():
+    points = {name: Point(x, 50.0, 2.0) for name, x in (("a", 10), ("b", 100), ("c", 1000))}
+    picture = draw_points(points, "scores", "weights", "percent")[:, : 5 * 14 + 640]
+    places = [np.nonzero((picture == color).all(-1)) for color in COLORS[:3]]
+    middles = [(xs.min() + xs.max()) / 2 for _, xs in places]
+    assert abs(middles[1] - (middles[0] + middles[2]) / 2) <= 1
+    assert middles[0] < middles[1]
+    assert len({int(ys.min()) for ys, _ in places}) == 1

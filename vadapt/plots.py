@@ -24,6 +24,14 @@ _TEXT, _CELL = 14, 46
 _WIDTH, _HEIGHT = 640, 360  # of what curves lie in
 
 
+class Point(NamedTuple):
+    """A point, and the deviation of its height, drawn as a bar where it is not zero."""
+
+    x: float
+    y: float
+    deviation: float = 0.0
+
+
 class Curve(NamedTuple):
     """Points of a curve, and deviations of them, drawn as bars; none where they are zero."""
 
@@ -78,49 +86,119 @@ def draw_matrix(
 
 
 def draw_curves(
-    curves: Mapping[str, Curve], title: str, x_name: str, y_name: str
+    curves: Mapping[str, Curve], title: str, x_name: str, y_name: str, *, log: bool = False
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Curves over whole numbers, of finite points alone, with a legend at the right."""
-    font = ImageFont.load_default(size=_TEXT)
+    """Curves over whole numbers, of finite points alone, with a legend at the right.
+
+    Args:
+        log: whether equal ratios of x, not equal differences, lie equally far apart.
+    """
     xs = sorted({x for curve in curves.values() for x in curve.x})
     values = np.concatenate([np.asarray([c.y, c.deviation], float) for c in curves.values()], 1)
-    ticks = _ticks(float((values[0] - values[1]).min()), float(values.sum(0).max()))
-    left, top = 5 * _TEXT, 4 * _TEXT
-    legend = round(max(map(font.getlength, curves))) + 5 * _TEXT
-    sheet = Image.new("RGB", (left + _WIDTH + legend, top + _HEIGHT + 4 * _TEXT), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    span = max(xs[-1] - xs[0], 1)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        share = (y - ticks[0]) / (ticks[-1] - ticks[0])
-        return left + 20 + (x - xs[0]) / span * (_WIDTH - 40), top + (1 - share) * _HEIGHT
-
-    pen.text((_TEXT, 1.2 * _TEXT), title, fill=INK, font=font, anchor="lm")
-    pen.text((_TEXT, 2.8 * _TEXT), y_name, fill=QUIET, font=font, anchor="lm")
-    for tick in ticks:
-        y = place(xs[0], tick)[1]
-        pen.line((left, y, left + _WIDTH, y), fill=_GRID)
-        pen.text((left - 0.6 * _TEXT, y), f"{tick:g}", fill=QUIET, font=font, anchor="rm")
-    for x in xs:
-        middle = (place(x, ticks[0])[0], top + _HEIGHT + 0.9 * _TEXT)
-        pen.text(middle, f"{x:g}", fill=QUIET, font=font, anchor="mm")
-    middle = (left + _WIDTH / 2, top + _HEIGHT + 2.6 * _TEXT)
-    pen.text(middle, x_name, fill=QUIET, font=font, anchor="mm")
+    plot = _Plot((title, x_name, y_name), xs, _ends(*values), [*curves], log=log)
     for number, (name, curve) in enumerate(curves.items()):
         color = COLORS[number % len(COLORS)]
-        points = [place(x, y) for x, y in zip(curve.x, curve.y, strict=True)]
+        points = [plot.place(x, y) for x, y in zip(curve.x, curve.y, strict=True)]
         if len(points) > 1:
-            pen.line(points, fill=color, width=2, joint="curve")
-        for x, y, deviation in zip(curve.x, curve.y, curve.deviation, strict=True):
-            if deviation > 0:
-                pen.line((*place(x, y - deviation), *place(x, y + deviation)), fill=color)
+            plot.pen.line(points, fill=color, width=2, joint="curve")
+        for each in zip(curve.x, curve.y, curve.deviation, strict=True):
+            plot.bar(*each, color)
         for x, y in points:
-            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
-        y = top + (number + 0.5) * 1.8 * _TEXT
-        start = left + _WIDTH + _TEXT
-        pen.line((start, y, start + 2 * _TEXT, y), fill=color, width=3)
-        pen.text((start + 2.5 * _TEXT, y), name, fill=INK, font=font, anchor="lm")
-    return np.asarray(sheet).copy()
+            plot.pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
+        x, y = plot.legend(number)
+        plot.pen.line((x, y, x + 2 * _TEXT, y), fill=color, width=3)
+        plot.pen.text((x + 2.5 * _TEXT, y), name, fill=INK, font=plot.font, anchor="lm")
+    return np.asarray(plot.sheet).copy()
+
+
+def draw_points(
+    points: Mapping[str, Point], title: str, x_name: str, y_name: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Numbered points over powers of ten, of x above zero, with their names at the right."""
+    xs, ys, deviations = np.asarray([*points.values()], float).T
+    powers = np.arange(np.floor(np.log10(xs.min())), np.ceil(np.log10(xs.max())) + 1)
+    titles = (title, x_name, y_name)
+    plot = _Plot(titles, (10.0**powers).tolist(), _ends(ys, deviations), [*points], log=True)
+    small = ImageFont.load_default(size=_TEXT - 4)
+    for i, (name, point) in enumerate(points.items()):
+        color = COLORS[i % len(COLORS)]
+        x, y = plot.place(point.x, point.y)
+        plot.bar(*point, color)
+        plot.pen.ellipse((x - 8, y - 8, x + 8, y + 8), fill=color)
+        plot.pen.text((x, y), str(i + 1), fill=PAPER, font=small, anchor="mm")
+        line = f"{i + 1}  {name}"
+        plot.pen.text(plot.legend(i), line, fill=color, font=plot.font, anchor="lm")
+    return np.asarray(plot.sheet).copy()
+
+
+class _Plot:
+    """A sheet with axes, a grid and room for a legend.
+
+    Args:
+        titles: of the sheet, of x and of y.
+        xs: that are marked, from the least to the largest.
+        ends: the least y and the largest.
+        names: in the legend.
+    """
+
+    def __init__(
+        self,
+        titles: tuple[str, str, str],
+        xs: Sequence[float],
+        ends: tuple[float, float],
+        names: Sequence[str],
+        *,
+        log: bool,
+    ):
+        self.font = ImageFont.load_default(size=_TEXT)
+        self._left, self._top = 5 * _TEXT, 4 * _TEXT
+        self._line = (1.8 if len(names) <= len(COLORS) else 1.3) * _TEXT
+        self._height = max(_HEIGHT, round(self._line * len(names)))
+        self._scale = np.log if log else float
+        self._across = [self._scale(x) for x in (xs[0], xs[-1])]
+        self._ticks = _ticks(*ends)
+        legend = round(max(map(self.font.getlength, names))) + 5 * _TEXT
+        size = (self._left + _WIDTH + legend, self._top + self._height + 4 * _TEXT)
+        self.sheet = Image.new("RGB", size, PAPER)
+        self.pen = ImageDraw.Draw(self.sheet)
+        self._label((_TEXT, 1.2 * _TEXT), titles[0], "lm", INK)
+        self._label((_TEXT, 2.8 * _TEXT), titles[2], "lm")
+        right, bottom = self._left + _WIDTH, self._top + self._height
+        for tick in self._ticks:
+            y = self.place(xs[0], tick)[1]
+            self.pen.line((self._left, y, right, y), fill=_GRID)
+            self._label((self._left - 0.6 * _TEXT, y), f"{tick:g}", "rm")
+        for x in xs:
+            place = self.place(x, self._ticks[0])[0]
+            if log:
+                self.pen.line((place, self._top, place, bottom), fill=_GRID)
+            self._label((place, bottom + 0.9 * _TEXT), f"{x:,.0f}" if log else f"{x:g}", "mm")
+        self._label((self._left + _WIDTH / 2, bottom + 2.6 * _TEXT), titles[1], "mm")
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Pixels from the left and from the top."""
+        first, last = self._across
+        across = (self._scale(x) - first) / ((last - first) or 1)
+        up = (y - self._ticks[0]) / (self._ticks[-1] - self._ticks[0])
+        left = self._left + 20 + float(across) * (_WIDTH - 40)
+        return left, self._top + (1 - up) * self._height
+
+    def legend(self, number: int) -> tuple[float, float]:
+        """Where a line of the legend begins, at half its height."""
+        return self._left + _WIDTH + _TEXT, self._top + (number + 0.5) * self._line
+
+    def bar(self, x: float, y: float, deviation: float, color: Colour) -> None:
+        """A deviation, where there is one."""
+        if deviation > 0:
+            ends = (*self.place(x, y - deviation), *self.place(x, y + deviation))
+            self.pen.line(ends, fill=color, width=2)
+
+    def _label(self, at: tuple[float, float], text: str, anchor: str, ink: Colour = QUIET) -> None:
+        self.pen.text(at, text, fill=ink, font=self.font, anchor=anchor)
+
+
+def _ends(ys: np.ndarray, deviations: np.ndarray) -> tuple[float, float]:
+    return float((ys - deviations).min()), float((ys + deviations).max())
 
 
 def _ticks(low: float, high: float) -> list[float]:
