@@ -28,7 +28,6 @@ MANY = {
     "sam_window": (25, 196, 196, 12, 92, 64, False, False, jnp.bfloat16),
     "sam_global": (1, 4096, 4096, 12, 192, 64, False, False, jnp.bfloat16),
     "mask2former": (2, 100, 4096, 8, 32, 32, False, True, jnp.bfloat16),
-    "mask2former_1024_px": (1, 100, 16384, 8, 32, 32, False, True, jnp.bfloat16),
 }
 
 
