@@ -31,6 +31,7 @@ from vadapt.data.transforms import (
     RandomResizedCrop,
     Resize,
     ResizeCenterCrop,
+    ResizeRandomCrop,
     apply_all,
 )
 from vadapt.errors import ConfigError, DataError
@@ -40,6 +41,7 @@ GEOMETRIC = [
     [HorizontalFlip(1.0)],
     [Resize((17, 26))],
     [ResizeCenterCrop((16, 20), 0.8)],
+    [ResizeRandomCrop((16, 20), 0.8)],
     [RandomRoiCrop((18, 16), RoiRules(min_side=10, min_candidate_side=3))],
     [RandomShortEdge((14, 20, 33), longest=40)],
     [ResizeToFit(40, 20, (0.7, 1.4))],

@@ -103,8 +103,8 @@ def test_short_sequences_share_an_instance(rng):
 
 def test_an_instance_takes_no_more_than_the_chip_has():
     def shapes(batch, q, k, dtype):
-        arrays = (jax.ShapeDtypeStruct((batch, n, 8, 32), dtype) for n in (q, k, k))
-        return (*arrays, None, jax.ShapeDtypeStruct((batch, q, k), bool))
+        arrays = (jnp.zeros((batch, n, 8, 32), dtype) for n in (q, k, k))
+        return (*arrays, None, jnp.zeros((batch, q, k), bool))
 
     for batch, k, images, tile in ((4, 8192, 2, 128), (1, 14336, 1, 32)):
         arrays = shapes(batch, 100, k, jnp.bfloat16)

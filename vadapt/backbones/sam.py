@@ -270,7 +270,8 @@ class SAMEncoder(Trunk):
             key: given in training only, for what methods add to the blocks.
         """
         passed = self.run(images, key=key)
-        return self.outgoing(passed.x, self.depth - 1, passed.hooks).array
+        x = self.outgoing(passed.x, self.depth - 1, passed.hooks).array
+        return x if self.neck is None else self.neck(x)
 
 
 def _grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
