@@ -103,8 +103,9 @@ class Sampler(nnx.Module):
         shares = jnp.pad(self.saliency(maps)[..., None], ((0, 0), (p, p), (p, p), (0, 0)), "edge")
         at = (jnp.arange(self.cells + 2 * p, dtype=jnp.float32) - p) / (self.cells - 1)
         x, y = at[None, None, :, None], at[None, :, None, None]
-        sums = self.filter(jnp.concatenate([shares, shares * x, shares * y]))
-        weight, x, y = jnp.split(sums, 3)
+        # Beside one another within an image: devices hold parts of the batch.
+        sums = self.filter(jnp.stack([shares, shares * x, shares * y], axis=1))
+        weight, x, y = jnp.unstack(sums, axis=1)
         means = jnp.concatenate([x / weight, y / weight], axis=-1)
         return resize_bilinear((2 * means - 1).clip(-1, 1), size)
 
