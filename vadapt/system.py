@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from vadapt import models
 from vadapt.errors import ConfigError
-from vadapt.heads import embedding
 from vadapt.necks import make_neck
 from vadapt.nn.drop import OptionalKey, split_key
 from vadapt.nn.plans import executed, spell
@@ -75,8 +74,13 @@ class System(nnx.Module):
         return self.head(maps, key=key, **read)
 
     def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        """What images are compared by: one vector each, which the head classifies."""
-        return embedding.embed(self.head, *self._for_head(self.features(images)))
+        """One vector per image, by which images are compared: what the head classifies.
+
+        The head's own `embed` gives it; of a head without one, the mean of its last map.
+        """
+        maps, read = self._for_head(self.features(images))
+        own = getattr(self.head, "embed", None)
+        return maps[-1].mean(axis=(1, 2)) if own is None else own(maps, **read)
 
     def _for_head(self, features: Features) -> tuple[Sequence[Any], dict[str, Any]]:
         """The maps that the head gets, and the named outputs that it reads."""

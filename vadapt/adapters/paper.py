@@ -1,4 +1,4 @@
-"""What methods are set to in their papers, or released codes, where the defaults here differ.
+"""Settings of methods in their papers, or released codes, where the defaults here differ.
 
 >>> import vadapt
 >>> model = vadapt.create("vit_micro", image_size=64)
@@ -48,7 +48,7 @@ def paper(name: str) -> dict[str, Any]:
 
 
 def trainable(name: str) -> str:
-    """What a method's paper trains, for `vadapt.split` or `config.trainable`.
+    """Name what a method's paper trains, for `vadapt.split` or `config.trainable`.
 
     Raises:
         ConfigError: no such method.

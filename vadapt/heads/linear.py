@@ -117,9 +117,8 @@ def pooled(
                 "or a backbone that has one"
             )
         return class_token
-    patches = map_.reshape(map_.shape[0], -1, map_.shape[-1])
     if pool == "img_pool":
-        return patches.mean(axis=1)
+        return map_.mean(axis=(1, 2))
     if prompts is None:
         raise ConfigError(
             f"pool {pool!r} is of prompts, and the backbone gives none: apply vpt, or choose "
@@ -127,15 +126,44 @@ def pooled(
         )
     if pool == "prompt_pool":
         return prompts.mean(axis=1)
+    patches = map_.reshape(map_.shape[0], -1, map_.shape[-1])
     return jnp.concatenate([prompts, patches], axis=1).mean(axis=1)
 
 
-def reads(pool: str) -> tuple[str, ...]:
-    """The outputs of a backbone that a pool takes besides maps; `pooled` refuses unknown ones."""
-    return POOLS.get(pool, ())
+class PooledLabels(nnx.Module):
+    """A head that classifies one vector per image, with what its subclasses say.
+
+    Args:
+        pool: a key of `POOLS`, see `pooled`.
+    """
+
+    def __init__(self, pool: str):
+        self.pool, self.reads = pool, POOLS.get(pool, ())  # `pooled` refuses others
+
+    def embed(
+        self,
+        maps: Sequence[Float[Array, "b _h _w _d"]],
+        prompts: Float[Array, "b p d"] | None = None,
+        class_token: Float[Array, "b d"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """The vector, by which images are compared, too."""
+        return pooled(maps[-1], prompts, self.pool, class_token)
+
+    def classify(self, x: Float[Array, "b d"], key: OptionalKey) -> Float[Array, "b l"]:
+        """Logits of that vector."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        maps: Sequence[Float[Array, "b _h _w _d"]],
+        prompts: Float[Array, "b p d"] | None = None,
+        class_token: Float[Array, "b d"] | None = None,
+        key: OptionalKey = None,
+    ) -> LabelPredictions:
+        return LabelPredictions(self.classify(self.embed(maps, prompts, class_token), key))
 
 
-class LinearLabels(nnx.Module):
+class LinearLabels(PooledLabels):
     """The mean of the last map, or the class token, normalised, and one linear layer.
 
     Args:
@@ -150,26 +178,17 @@ class LinearLabels(nnx.Module):
         pool: str = "img_pool",
         rngs: nnx.Rngs,
     ):
-        self.pool, self.reads = pool, reads(pool)
+        super().__init__(pool)
         self.norm = BatchNorm(widths[-1], rngs=rngs)
         init = nnx.initializers.normal(0.01)
         self.linear = nnx.Linear(widths[-1], num_labels, kernel_init=init, rngs=rngs)
         mark(self, Head)
 
-    def __call__(
-        self,
-        maps: Sequence[Float[Array, "b _h _w _d"]],
-        prompts: Float[Array, "b p d"] | None = None,
-        class_token: Float[Array, "b d"] | None = None,
-        key: OptionalKey = None,
-    ) -> LabelPredictions:
-        if self.pool == "img_pool":
-            return LabelPredictions(self.linear(self.norm(maps[-1].mean(axis=(1, 2)))))
-        x = pooled(maps[-1], prompts, self.pool, class_token)
-        return LabelPredictions(self.linear(self.norm(x)))
+    def classify(self, x: Float[Array, "b d"], key: OptionalKey) -> Float[Array, "b l"]:
+        return self.linear(self.norm(x))
 
 
-class VPTLabels(nnx.Module):
+class VPTLabels(PooledLabels):
     """VPT's classifier: of the class token, hidden layers if asked for, and one linear layer.
 
     Args:
@@ -192,7 +211,8 @@ class VPTLabels(nnx.Module):
         prior: float = 0.01,
         rngs: nnx.Rngs,
     ):
-        self.pool, self.reads, self.rate = pool, reads(pool), dropout
+        super().__init__(pool)
+        self.rate = dropout
         width, hidden = widths[-1], range(num_hidden)
         init = {"kernel_init": FAN_OUT, "rngs": rngs}
         self.hidden = nnx.List([nnx.Linear(width, width, **init) for _ in hidden])
@@ -201,15 +221,8 @@ class VPTLabels(nnx.Module):
         self.linear = nnx.Linear(width, num_labels, bias_init=bias, **init)
         mark(self, Head)
 
-    def __call__(
-        self,
-        maps: Sequence[Float[Array, "b _h _w _d"]],
-        prompts: Float[Array, "b p d"] | None = None,
-        class_token: Float[Array, "b d"] | None = None,
-        key: OptionalKey = None,
-    ) -> LabelPredictions:
-        x = pooled(maps[-1], prompts, self.pool, class_token)
+    def classify(self, x: Float[Array, "b d"], key: OptionalKey) -> Float[Array, "b l"]:
         keys = split_key(key, len(self.hidden))
         for linear, norm, one in zip(self.hidden, self.norms, keys, strict=True):
             x = drop(norm(jax.nn.relu(linear(x))), self.rate, one)
-        return LabelPredictions(self.linear(x))
+        return self.linear(x)

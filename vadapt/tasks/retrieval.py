@@ -39,7 +39,8 @@ class RetrievalTask(ClassificationTask):
         """Recall at 1, 2, 4 and 8 of every test set in percent: "test/recall@1" and so on."""
         scores = {}
         for name, data in pipeline.evaluation_sets(self.config, on).items():
-            scores |= _scores(name, *self._found(model, data, name)[1:])
+            source = pipeline.make_source(data, image_labels.FIELDS)
+            scores |= _scores(name, *self._found(model, data, source, name)[1:])
         return scores
 
     def report(self, model: System) -> tuple[dict[str, float], dict[str, Report]]:
@@ -49,16 +50,16 @@ class RetrievalTask(ClassificationTask):
         """
         scores, reports = {}, {}
         for name, data in pipeline.evaluation_sets(self.config, "test").items():
-            elements, labels, nearest = self._found(model, data, name)
+            source = pipeline.make_source(data, image_labels.FIELDS)
+            elements, labels, nearest = self._found(model, data, source, name)
             scores |= _scores(name, labels, nearest)
-            reports[name] = _report(data, elements, labels, nearest)
+            reports[name] = _report(source, elements, labels, nearest)
         return scores, reports
 
     def _found(
-        self, model: System, data: Any, name: str
+        self, model: System, data: Any, source: Any, name: str
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, "n k"]]:
         """The elements of a test set that have a class, that class, and the nearest of them."""
-        source = pipeline.make_source(data, image_labels.FIELDS)
         title = f"features of {name}"
         side = image_features.side_of(
             self._jitted_embed, model, self.config, data, source, title
@@ -91,13 +92,12 @@ def _scores(
 
 
 def _report(
-    data: Any,
+    source: Any,
     elements: Int[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],
     nearest: Int[np.ndarray, "n k"],
 ) -> Report:
     """Recall of each class, and how many of the nearest are right of each image, by element."""
-    source = pipeline.make_source(data, image_labels.FIELDS)
     right = labels[nearest] == labels[:, None]
     rows = []
     for number, name in enumerate(source.classes):
