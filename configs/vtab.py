@@ -17,7 +17,7 @@ minutes, on objects cut from the embedded scenes:
 
 Arguments (after a colon, joined by commas):
     caltech101 | cifar | ...    the task, a name in `vadapt.data.vtab.TASKS`; cifar is the default
-    ssf | linear | vpt | lora | adaptformer    the method; ssf is the default
+    ssf | linear | vpt | lora | adaptformer | cls_reinit+vpt    the method; ssf is the default
     augreg | mae | dinov2       the backbone, of base size; augreg (ImageNet-21k) is the default
     checkpoint | imagenet | half    the mean and deviation of pixels: those of the backbone's own
                                 training (the default), or ImageNet's, or 0.5 and 0.5
@@ -34,10 +34,12 @@ from vadapt.data.vtab import TASKS
 
 EPOCHS, COOLDOWN, IMAGES = 100, 10, 1000
 READERS = ("knn", "probe")
+VPT = {"name": "vpt", "num_tokens": 10, "deep": True}
 METHODS = {
     "ssf": {"name": "ssf"},
     "linear": {"name": "none"},
-    "vpt": {"name": "vpt", "num_tokens": 10, "deep": True},
+    "vpt": VPT,
+    "cls_reinit+vpt": {"name": "cls_reinit", "then": VPT},
     "lora": {"name": "lora", "rank": 8},
     "adaptformer": {"name": "adaptformer"},
 }

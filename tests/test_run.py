@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import vadapt
@@ -25,7 +26,7 @@ from vadapt.tasks import make_task
 from vadapt.training import checkpoint
 from vadapt.training.checkpoint import Checkpoints
 from vadapt.training.loop import fit
-from vadapt.weights.adapter_file import load_adapter
+from vadapt.weights.adapter_file import load_adapter, read_info
 
 pytestmark = pytest.mark.usefixtures("two_blocks")
 # Sums over the batch in another order, over six steps of float32.
@@ -115,6 +116,16 @@ def test_an_adapter_trained_over_bfloat16_weights_fits_the_float32_ones(tmp_path
     config = tiny(total_steps=0, eval__probe_scenes=0, parallel__frozen_dtype="bfloat16")
     run.run(config, tmp_path, devices=one())
     load_adapter(make_task(config).build().backbone, tmp_path / "adapter.safetensors")
+
+
+def test_two_methods_are_applied_and_kept_in_their_order(tmp_path):
+    config = tiny(total_steps=0, eval__probe_scenes=0)
+    config.method = ConfigDict({"name": "cls_reinit", "then": {"name": "lora", "rank": 2}})
+    run.run(config, tmp_path, devices=one())
+    info = read_info(tmp_path / "adapter.safetensors")
+    assert info.methods == ({"name": "cls_reinit"}, {"name": "lora", "rank": 2})
+    model = vadapt.load_run(tmp_path).model
+    assert [dict(method)["name"] for method in model.applied] == ["cls_reinit", "lora"]
 
 
 def test_evaluation_scores_the_newest_checkpoint_and_writes_only_that(finished):

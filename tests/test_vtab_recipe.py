@@ -60,6 +60,7 @@ def test_the_course_is_a_hundred_epochs_and_ten_of_the_last_rate():
         ("cifar", 205_824),
         ("cifar,linear", 0),
         ("cifar,vpt", 92_160),
+        ("cifar,cls_reinit+vpt", 92_160 + 768),
         ("cifar,lora", 294_912),
         ("cifar,adaptformer", 1_189_632),
         ("kitti,ssf,dinov2", 205_824),

@@ -201,20 +201,34 @@ def _known(name: str) -> Backbone:
 def apply_method(
     model: Any, method: Any, *, known: Mapping[str, Any] = MappingProxyType({}), seed: int = 0
 ) -> Any:
-    """The model with the method of `config.method` in its backbone; "none" changes nothing.
+    """The model with the methods of `config.method` in its backbone; "none" changes nothing.
 
-    Fields: `name`, and the options of that method's `apply`.
+    Fields: `name`, the options of that method's `apply`, and `then`, a section of such fields: the
+    method that is applied next, if there is one.
 
     Args:
         known: what the data say, such as `num_classes`: a method that has such an option and is
             not given it takes it from here.
     """
-    if method["name"] == "none":
-        return model
-    wanted = accepted(adapters.METHODS[method["name"]])
-    needed = {key: value for key, value in known.items() if key in wanted}
-    options = needed | {key: value for key, value in method.items() if key != "name"}
-    return adapters.apply(model, method["name"], **options, rngs=nnx.Rngs(seed))
+    for one in methods_of(method):
+        name, given = one["name"], {key: value for key, value in one.items() if key != "name"}
+        wanted = accepted(adapters.METHODS[name])
+        needed = {key: value for key, value in known.items() if key in wanted}
+        model = adapters.apply(model, name, **needed | given, rngs=nnx.Rngs(seed))
+    return model
+
+
+def methods_of(method: Any) -> list[dict[str, Any]]:
+    """Name and options of each method of `config.method`, in the order of applying.
+
+    >>> methods_of({"name": "cls_reinit", "then": {"name": "vpt", "num_tokens": 5}})
+    [{'name': 'cls_reinit'}, {'name': 'vpt', 'num_tokens': 5}]
+    """
+    found, section = [], method
+    while section:
+        found.append({key: value for key, value in section.items() if key != "then"})
+        section = section.get("then")
+    return [one for one in found if one["name"] != "none"]
 
 
 def load(model: nnx.Module, config: Any) -> Report | None:

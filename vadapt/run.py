@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vadapt.errors import ConfigError, VadaptError
+from vadapt.models import methods_of
 from vadapt.quantization import INT8
 from vadapt.runtime.lock import locked
 from vadapt.runtime.storage import writing
@@ -296,7 +297,7 @@ def _export(task: Task[Model], config: Config, outcome: Outcome[Model], path: Pa
         path,
         task.export(outcome.model),
         trainable=config.trainable,
-        method=config.method.to_dict(),
+        method=methods_of(config.method.to_dict()) or config.method.to_dict(),
         backbone=config.model.backbone,
         weights=config.model.weights,
         options=dict(task.backbone_options),
