@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from tests.golden_modules import pad_milan, pad_recipe, pad_roi, pad_segmentation
+from tests.golden_modules import pad_detection, pad_milan, pad_recipe, pad_roi, pad_segmentation
 from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import build_autoencoder, imported, nhwc, scale_options
 from tests.golden_modules.programs import compiled
@@ -187,5 +187,6 @@ MODULES = {
     **pad_roi.MODULES,
     **pad_milan.MODULES,
     **pad_segmentation.MODULES,
+    **pad_detection.MODULES,
 }
 COUNTS = pad_recipe.COUNTS

@@ -81,6 +81,6 @@ def test_the_checksum_tells_models_apart_and_repeats():
 def test_every_kind_of_file_finds_backbones():
     kinds = {name.split("_")[0].rstrip("0123456789") for name in BACKBONES}
     assert kinds == {
-        *("vit", "dinov", "clip", "siglip", "eva", "sam"),
+        *("vit", "vitdet", "dinov", "clip", "siglip", "eva", "sam"),
         *("resnet", "convnext", "swin", "pvig", "vig"),
     }

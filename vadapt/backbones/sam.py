@@ -166,6 +166,7 @@ class SAMEncoder(Trunk):
         window: side of the windows, in patches.
         absolute_positions, relative_positions: whether there are these tables.
         position_resize: how the position table is resized, a key of `positions.RESIZES`.
+        drop_path_rate: of the last block; grows linearly from 0 at the first.
         neck: channels after the neck; None for no neck.
 
     >>> size = {"width": 16, "num_heads": 2, "patch_size": 4, "image_size": (16, 8), "neck": 8}
@@ -177,7 +178,7 @@ class SAMEncoder(Trunk):
     (1, 4, 2, 16)
     """
 
-    num_table_extra = 0
+    num_table_extra = 0  # rows of the position table that stand for no place
 
     def __init__(
         self,
@@ -197,6 +198,7 @@ class SAMEncoder(Trunk):
         relative_positions: bool = True,
         position_resize: str = "cubic",
         norm_epsilon: float = 1e-6,
+        drop_path_rate: float = 0.0,
         neck: int | None = 256,
         rngs: nnx.Rngs,
     ):
@@ -207,7 +209,8 @@ class SAMEncoder(Trunk):
         self.grid = _grid(image_size, patch_size)
         self.position_resize = position_resize
         self.patch_embed = PatchEmbed(width, patch_size, in_channels, rngs=rngs)
-        self.pos_embed = _zeros(self.grid[0] * self.grid[1], width) if absolute_positions else None
+        rows = self.num_table_extra + self.grid[0] * self.grid[1]
+        self.pos_embed = _zeros(rows, width) if absolute_positions else None
         block = functools.partial(
             MapBlock,
             width,
@@ -221,7 +224,13 @@ class SAMEncoder(Trunk):
         )
         everywhere = block_numbers(global_blocks, depth)
         self.blocks = nnx.List(
-            [block(window=None if i in everywhere else window) for i in range(depth)]
+            [
+                block(
+                    window=None if i in everywhere else window,
+                    drop_path_rate=drop_path_rate * i / max(depth - 1, 1),
+                )
+                for i in range(depth)
+            ]
         )
         self.neck = None if neck is None else Neck(width, neck, epsilon=norm_epsilon, rngs=rngs)
 
@@ -232,9 +241,14 @@ class SAMEncoder(Trunk):
         if self.pos_embed is None:
             return x
         height, width = x.shape[1:3]
+        extra = self.num_table_extra
         table = resize_table(
-            self.pos_embed[...], self.grid, (height, width), num_extra=0, way=self.position_resize
-        )
+            self.pos_embed[...],
+            self.grid,
+            (height, width),
+            num_extra=extra,
+            way=self.position_resize,
+        )[extra:]
         return x + rearrange(table.astype(x.dtype), "(h w) d -> 1 h w d", h=height)
 
     @property

@@ -15,6 +15,7 @@ def block_rules(source: str, target: str) -> tuple[Rule, ...]:
         *norm(name + r"norm1", path + "attn/norm"),
         *linear(name + r"attn\.(qkv|q|kv|proj)", path + r"attn/inner/\2"),
         Rule(name + r"attn\.relative_position_bias_table", path + "attn/inner/relative/table"),
+        Rule(name + r"attn\.(rel_pos_h|rel_pos_w)", path + r"attn/inner/\2"),  # of ViTDet
         *norm(name + r"norm2", path + "mlp/norm"),
         *linear(name + r"mlp\.(fc1|fc2)", path + r"mlp/inner/\2"),
         Rule(name + r"(?:gamma_1|ls1\.gamma)", path + "attn/scale/gamma"),
