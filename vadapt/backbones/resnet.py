@@ -165,7 +165,7 @@ NAMED = {
         f"resnet{depth}": without_positions(
             functools.partial(ResNet, depth), "ResNet, arXiv:1512.03385"
         )
-        for depth in (50, 101)
+        for depth in (18, 34, 50, 101)
     },
     **{
         f"resnet{depth}_v1c": without_positions(
