@@ -32,8 +32,8 @@ GOLDENS = Path(__file__).parent / "goldens"
 # (whole numbers are known while it is traced, so that shapes may depend on them).
 # Besides the file's fields, a config has "out_shapes", the shapes of the outputs by name: a size
 # that an image is brought back to may stand nowhere else.
-# Where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, expected
-# array) -> which of its numbers count.
+# Where a file's notes exclude numbers, COUNTS: module name -> function of (output's name, or a
+# gradient's, such as "grad/loss/in/x", and expected array) -> which of its numbers count.
 # Where a module makes parameters of its inputs, so that a file has their gradients alone, MADE:
 # module name -> function of (config, inputs) -> these parameters.
 Arrays = dict[str, Any]
@@ -63,8 +63,9 @@ class Golden:
                 if group == "grad":
                     side, name = name.split("/", 1)
                     group = f"grad/{side}"
-                    if side not in SIDES:  # of one output alone
-                        side, name = name.split("/", 1)
+                    if side not in SIDES:  # of one output alone; without a side, by an input
+                        first, _, rest = name.partition("/")
+                        side, name = (first, rest) if first in SIDES else ("in", name)
                         group = f"{group}/{side}"
                 golden.groups.setdefault(group, {})[name] = file[key]
         return golden
@@ -139,7 +140,7 @@ def _compare(
         return builder(config, params, inputs)
 
     # Gradients without cotangents are those of a total.
-    cotangents = golden["cot"] or ({"total": 1.0} if golden["grad/param"] else {})
+    cotangents = golden["cot"] or ({"total": 1.0} if golden["grad/param"] else _alone(golden))
     floats, rest = split_floats({"param": params, "in": inputs})
     # Gradients that no file expects would be most of many programs.
     wanted, held = _split_wanted(floats, golden)
@@ -175,8 +176,16 @@ def _compare(
             for name, expected in golden[f"{group}/{side}"].items():
                 found = grads[side][_input_name(name, expected, grads[side])]
                 found = _thinned(np.asarray(found), expected, meta)
-                scale = _gradient_scale(expected, meta)
-                yield _error(found, expected, rtol, atol * scale), f"{group}/{side}/{name}"
+                scale, name = _gradient_scale(expected, meta), f"{group}/{side}/{name}"
+                matters = counts(name, expected)
+                if found.shape == expected.shape and not matters.all():
+                    found, expected = found[matters], expected[matters]
+                yield _error(found, expected, rtol, atol * scale), name
+
+
+def _alone(golden: Golden) -> Arrays:
+    """Cotangents of the numbers of which a file gives gradients, one by one."""
+    return {name: 1.0 for name in golden["out"] if golden[f"grad/{name}/in"]}
 
 
 def _inside(golden: Golden) -> Arrays:

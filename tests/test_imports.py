@@ -14,7 +14,7 @@ PACKAGE = ROOT / "vadapt"
 # models: it knows the partition, and no task.
 FLOORS = [
     {"beside", "configs", "datasets", "errors", "options", "registry", "command_line", "__init__"},
-    {"partition", "packages", "remat", "micro_batches", "sharding", "drawing", "charts"}
+    {"partition", "packages", "remat", "micro_batches", "sharding", "drawing", "charts", "boxes"}
     | {"plots", "quantization", "kernels", "losses", "data", "metrics"},
     {"nn"},
     {"backbones"},

@@ -87,7 +87,7 @@ def counts_in_training_steps(name: str, array: np.ndarray) -> np.ndarray:
     Its gradient is zero in exact arithmetic, so that Adam amplifies rounding there.
     """
     counts = np.ones(array.shape, bool)
-    if name.endswith("attn.qkv.bias"):
+    if name.endswith("attn.qkv.bias") and not name.startswith("grad/"):
         third = array.shape[0] // 3
         counts[third : 2 * third] = False
     return counts
