@@ -197,6 +197,13 @@ def test_a_staircase_falls_to_a_tenth_at_every_drop():
     np.testing.assert_allclose(found, [1e-5, half, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-5)
 
 
+def test_a_staircase_without_warm_up_starts_at_its_peak():
+    stairs = {"name": "staircase", "drops": (0.5,)}
+    schedule = learning_rate({**SETTINGS, "schedule": stairs}, total_steps=4, batch_size=256)
+    found = [float(schedule(step)) for step in range(4)]
+    np.testing.assert_allclose(found, [1e-2, 1e-2, 1e-3, 1e-3], rtol=1e-6)
+
+
 def test_the_first_rule_that_gives_something_counts_and_a_part_may_decay(tree):
     rules = (
         ("backbone/blocks/0/.*", {"decay": 0.5}),

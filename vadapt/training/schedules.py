@@ -217,6 +217,7 @@ def warmup_steps(
     """Learning rate of a step, from 0: linear warm-up from `start` * peak, then a staircase.
 
     Args:
+        warmup: its steps; 0 for none.
         drops: steps from which on the rate is `factor` times what it was.
 
     Source: mmcv's StepLrUpdater with a linear warm-up, as GKGNet (arXiv:2308.14378) trains.
@@ -225,4 +226,6 @@ def warmup_steps(
     rate = jnp.full_like(step, peak)
     for drop in drops:
         rate = jnp.where(step >= drop, factor * rate, rate)
+    if not warmup:
+        return rate
     return rate * jnp.minimum(start + (1 - start) * step / max(warmup, 1e-9), 1.0)
