@@ -67,6 +67,18 @@ def test_a_wrong_gradient_of_one_output_alone_fails_the_case(tmp_path):
     assert key in verdict.why
 
 
+def test_a_gradient_by_an_input_of_one_output_fails_the_case_where_its_numbers_count(tmp_path):
+    path, key = parity.GOLDENS / "cfpt" / "losses.npz", "grad/giou/pred_boxes"
+    with np.load(path) as file:
+        wrong, excluded = file[key].copy(), file[key].copy()
+    wrong[3, 0] += 1e-2
+    verdict = parity.check(rewritten(path, tmp_path, **{key: wrong}))
+    assert not verdict.passed
+    assert "grad/giou/in/pred_boxes" in verdict.why
+    excluded[0] += 1.0  # two equal boxes: the file's notes leave them out
+    assert parity.check(rewritten(path, tmp_path, **{key: excluded})).passed
+
+
 def test_a_missing_parameter_fails_the_case(block, tmp_path):
     with np.load(block) as file:
         arrays = {key: value for key, value in file.items() if key != "param/norm1.bias"}

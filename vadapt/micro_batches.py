@@ -32,8 +32,9 @@ def batch_average(
     totals over the sum of all counts.
 
     Args:
-        count: a function of the data, not of the model: it is found before the model runs. It is
-            not traced within a loop of the loss.
+        count: a function of the data; it is found before the model runs. One that the model has a
+            part in (weights by scores) is right, too, at the cost of one more forward pass of each
+            micro-batch, where there are several. It is not traced within a loop of the loss.
         least: what the batch's count is taken for where there is less.
     """
     count = count.astype(jnp.float32)

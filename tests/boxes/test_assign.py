@@ -91,9 +91,8 @@ def plain_center(boxes, classes, num_classes, core, shadow):
         in_core = []
         for row in by_size:
             left, top, right, bottom = np.asarray(boxes)[row]
-            if not (left < x < right and top < y < bottom):
-                continue
-            if shares[0][row, anchor] > 0.01:
+            inside = left < x < right and top < y < bottom
+            if inside and shares[0][row, anchor] > 0.01:
                 in_core.append(row)
             elif shares[1][row, anchor] > 0.01:
                 ignored[anchor, classes[row]] = True

@@ -1,4 +1,4 @@
-"""Golden cases of dense detectors: boxes and their losses; heads stand in cfpt_detectors."""
+"""Golden cases of dense detection heads: predictions, targets, losses, detections."""
 
 from __future__ import annotations
 
@@ -6,197 +6,255 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from tests.golden_modules import cfpt_boxes, cfpt_recipe
+from tests.golden_modules.cfpt_boxes import anchor_grid, kept, level_sizes
 from tests.golden_modules.fields import Fields, only, same
-from tests.golden_modules.pad_models import Arrays
-from tests.golden_modules.programs import compiled
-from vadapt.boxes import geometry
-from vadapt.boxes.anchors import AnchorGrid
-from vadapt.boxes.assign import BACKGROUND, by_overlap, by_statistics, covered
-from vadapt.boxes.coders import (
-    DeltaCoder,
-    decode_distances,
-    encode_distances,
-    expected_distances,
-)
-from vadapt.boxes.nms import suppress
-from vadapt.losses import boxes as losses
+from tests.golden_modules.pad_models import Arrays, imported
+from tests.golden_modules.rein_backbones import nchw
+from tests.golden_modules.rein_head import Headed, feature_maps
+from vadapt.boxes.geometry import ImageSizes
+from vadapt.heads import box_head
 
-RETINA, ATSS = DeltaCoder(), DeltaCoder(stds=(0.1, 0.1, 0.2, 0.2))
+SLOTS = 2  # of ground truths, more than any image of a case has
 
 
-def anchor_grid(config: Fields) -> AnchorGrid:
-    """Anchors of a generator's settings."""
-    only(config, type=("AnchorGenerator",))
-    strides, ratios = config["strides"], config["ratios"]
-    if "scales" in config:
-        return AnchorGrid(tuple(strides), tuple(config["scales"]), tuple(ratios))
-    base, per_octave = config["octave_base_scale"], config["scales_per_octave"]
-    return AnchorGrid.octaves(strides, base=base, per_octave=per_octave, ratios=ratios)
-
-
-def level_sizes(config: Fields) -> list[tuple[int, int]]:
-    return [(rows, columns) for rows, columns in config["feat_sizes"]]
-
-
-def codes(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
-    grid, sizes = anchor_grid(config["anchor_generator"]), level_sizes(config)
-    outputs = {f"base{i}": grid.base(stride) for i, stride in enumerate(grid.strides)}
-    outputs |= {f"anchors{i}": level for i, level in enumerate(grid.levels(sizes))}
-    inside = grid.inside(sizes, jnp.asarray([config["pad_shape"]], jnp.int32))
-    outputs |= {f"valid{i}": level[0] for i, level in enumerate(inside)}
-    anchors, boxes = inputs["anchors"], inputs["gt"]
-    size = jnp.asarray([config["clip_shape"]], jnp.float32)
-    for name, coder in (("retina", RETINA), ("atss", ATSS)):
-        outputs[f"encode_{name}"] = coder.encode(anchors, boxes)
-        found = coder.decode(anchors, inputs[f"deltas_{name}"])
-        outputs[f"decode_{name}"] = found
-        outputs[f"decode_clip_{name}"] = geometry.clip(found, size)
-    stride, points = config["dist_stride"], inputs["points"]
-    outputs["dist_encode"] = encode_distances(points, boxes / stride, config["dist_max"])
-    outputs["dist_decode"] = geometry.clip(
-        decode_distances(points, inputs["dist"]), jnp.asarray([config["dist_clip_shape"]])
+def head_of(config: Fields, inputs: Arrays, options: dict[str, Any]) -> Any:
+    """The head of a golden file's settings."""
+    names = {
+        "RetinaHead": "retinanet",
+        "GFLHead": "gfl",
+        "ATSSHead": "atss",
+        "FSAFHead": "fsaf",
+    }
+    sizes = level_sizes(config)
+    if [x.shape[2:] for name, x in inputs.items() if name.startswith("feat")] != sizes:
+        raise ValueError(f"feat_sizes are {sizes}; the maps are of other sizes")
+    train, generator = config["train_cfg"], config["anchor_generator"]
+    only(train, allowed_border=(-1,), pos_weight=(-1,), debug=(True, False))
+    grid = anchor_grid(generator)
+    if "norm_cfg" in config:
+        only(config["norm_cfg"], type=("GN",), requires_grad=(True,))
+        options = {**options, "num_groups": config["norm_cfg"]["num_groups"]}
+    head = box_head(
+        names[config["type"]],
+        [config["in_channels"]] * len(sizes),
+        config["num_classes"],
+        width=config["feat_channels"],
+        depth=config["stacked_convs"],
+        strides=grid.strides,
+        **options,
+        rngs=nnx.Rngs(0),
     )
-    rows, columns = anchors[:12, None], boxes[None, :15]
-    for name in ("iou", "giou", "iof"):
-        outputs[name] = getattr(geometry, name)(rows, columns)
-    return outputs
+    if head.grid != grid:
+        raise ValueError(f"anchors are {grid}; this head's are {head.grid}")
+    return head
 
 
-def one_based(rows: Any) -> Any:
-    """vadapt's rows of ground truths as the original has them: 0 for none, -1 for ignored."""
-    return jnp.where(rows >= 0, rows + 1, jnp.where(rows == BACKGROUND, 0, -1)).astype(jnp.int32)
+def overlap_of(config: Fields) -> dict[str, float]:
+    """IoU of the suppression."""
+    only(config["test_cfg"]["nms"], type=("nms",))
+    return {"overlap": config["test_cfg"]["nms"]["iou_threshold"]}
 
 
-def labels_of(rows: Any, labels: Any) -> Any:
-    """Labels of assigned ground truths; -1 for none."""
-    if not len(labels):
-        return jnp.full_like(rows, -1)
-    return jnp.where(rows >= 0, jnp.asarray(labels)[jnp.maximum(rows, 0)], -1).astype(jnp.int32)
+def focal_of(config: Fields) -> dict[str, float]:
+    loss = config["loss_cls"]
+    only(loss, type=("FocalLoss",), use_sigmoid=(True,), reduction=("mean", "none"))
+    return {name: loss[name] for name in ("alpha", "gamma")} | {"class_weight": loss["loss_weight"]}
 
 
-def thresholds(config: Fields) -> dict[str, float]:
-    names = {"positive": "pos", "negative": "neg", "least": "min_pos"}
-    return {ours: config[theirs] for ours, theirs in names.items()}
+def deltas_of(config: Fields) -> dict[str, Any]:
+    coder = config["bbox_coder"]
+    only(coder, type=("DeltaXYWHBBoxCoder",))
+    return {"means": coder["target_means"], "stds": coder["target_stds"]}
 
 
-def anchor_levels(config: Fields, inputs: Arrays) -> list[Any]:
-    """The file's anchors, cut into the levels of the generator that its config names."""
-    grid = anchor_grid(config["anchor_generator"])
-    levels = grid.levels(level_sizes(config))
-    if "num_level" in inputs and [len(x) for x in levels] != list(np.asarray(inputs["num_level"])):
-        raise ValueError("num_level disagrees with feat_sizes and the generator")
-    splits = np.cumsum([len(level) for level in levels])[:-1]
-    return jnp.split(inputs["anchors"], splits)
+def statistics_of(config: Fields) -> dict[str, Any]:
+    assigner = config["train_cfg"]["assigner"]
+    only(assigner, type=("ATSSAssigner",))
+    return {"nearest": assigner["topk"], "base_scale": base_scale(config)}
 
 
-def everything(boxes: Any) -> Any:
-    return jnp.ones(len(boxes), bool)
+def base_scale(config: Fields) -> float:
+    only(config["anchor_generator"], scales_per_octave=(1,))
+    return config["anchor_generator"]["octave_base_scale"]
 
 
-def by_iou(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
-    """Both assigners' settings stand in the files of either."""
-    anchors = jnp.concatenate(anchor_levels(config, inputs))
-    boxes, regions = inputs["gt"], inputs["gt_ignore"]
-    only(config, kind=("maxiou",))
-    config["atss_topk"]
-    found = by_overlap(anchors, boxes, everything(boxes), **thresholds(config["maxiou"]))
-    ignoring = config["maxiou_ign"]
-    over = covered(anchors, regions, everything(regions), share=ignoring["ignore_iof_thr"])
-    kept = by_overlap(anchors, boxes, everything(boxes), among=~over, **thresholds(ignoring))
+def retinanet(config: Fields, inputs: Arrays) -> Any:
+    assigner, generator = config["train_cfg"]["assigner"], config["anchor_generator"]
+    only(assigner, type=("MaxIoUAssigner",), ignore_iof_thr=(-1,))
+    only(config["loss_bbox"], type=("L1Loss",))
+    options = {
+        "positive": assigner["pos_iou_thr"],
+        "negative": assigner["neg_iou_thr"],
+        "least": float(assigner["min_pos_iou"]),
+        "base_scale": generator["octave_base_scale"],
+        "per_octave": generator["scales_per_octave"],
+        "ratios": generator["ratios"],
+        "box_weight": config["loss_bbox"]["loss_weight"],
+    }
+    options |= focal_of(config) | deltas_of(config) | overlap_of(config)
+    return head_of(config, inputs, options)
+
+
+def gfl(config: Fields, inputs: Arrays) -> Any:
+    by_class, by_box, by_side = (config[f"loss_{name}"] for name in ("cls", "bbox", "dfl"))
+    only(by_class, type=("QualityFocalLoss",), use_sigmoid=(True,))
+    only(by_box, type=("GIoULoss",))
+    only(by_side, type=("DistributionFocalLoss",))
+    options = {
+        "most": config["reg_max"],
+        "beta": by_class["beta"],
+        "class_weight": by_class["loss_weight"],
+        "box_weight": by_box["loss_weight"],
+        "distance_weight": by_side["loss_weight"],
+    }
+    return head_of(config, inputs, options | statistics_of(config) | overlap_of(config))
+
+
+def atss(config: Fields, inputs: Arrays) -> Any:
+    by_box, by_middle = config["loss_bbox"], config["loss_centerness"]
+    only(by_box, type=("GIoULoss",))
+    only(by_middle, type=("CrossEntropyLoss",), use_sigmoid=(True,))
+    options = {
+        "box_weight": by_box["loss_weight"],
+        "centerness_weight": by_middle["loss_weight"],
+    }
+    options |= focal_of(config) | deltas_of(config) | statistics_of(config) | overlap_of(config)
+    return head_of(config, inputs, options)
+
+
+def fsaf(config: Fields, inputs: Arrays) -> Any:
+    assigner, coder, by_box = (
+        config["train_cfg"]["assigner"],
+        config["bbox_coder"],
+        config["loss_bbox"],
+    )
+    only(config, reg_decoded_bbox=(True,))
+    only(assigner, type=("CenterRegionAssigner",))
+    only(coder, type=("TBLRBBoxCoder",))
+    only(by_box, type=("IoULoss",), reduction=("none",))
+    options = {
+        "core": assigner["pos_scale"],
+        "shadow": assigner["neg_scale"],
+        "least": assigner["min_pos_iof"],
+        "normalizer": coder["normalizer"],
+        "epsilon": by_box["eps"],
+        "box_weight": by_box["loss_weight"],
+        "base_scale": base_scale(config),
+    }
+    return head_of(config, inputs, options | focal_of(config))
+
+
+def truths(inputs: Arrays) -> tuple[Any, Any, Any]:
+    """Ground truths of the images, padded with rows that would match much."""
+    number = sum(name.startswith("gt_bboxes") for name in inputs)
+    boxes, labels = (
+        [inputs[f"gt_{kind}{i}"] for i in range(number)] for kind in ("bboxes", "labels")
+    )
+    slots = max(map(len, boxes)) + SLOTS
+    there = np.asarray([np.arange(slots) < len(one) for one in boxes])
+    filled = [
+        jnp.concatenate([one, jnp.tile(jnp.asarray([[0.0, 0, 32, 32]]), (slots - len(one), 1))])
+        for one in boxes
+    ]
+    padded = [np.pad(np.asarray(one), (0, slots - len(one))) for one in labels]
+    return jnp.stack(filled), jnp.asarray(np.stack(padded), jnp.int32), jnp.asarray(there)
+
+
+def run_head(build: Any, config: Fields, params: Arrays, inputs: Arrays) -> tuple[Any, ...]:
+    """The head, its predictions and the ground truths that it was called with."""
+    named = {f"bbox_head.{name}": value for name, value in params.items()}
+    head = imported(Headed(build(config, inputs)), named).head
+    return head, head(feature_maps(inputs)), truths(inputs)
+
+
+def predictions_of(found: Any) -> Arrays:
+    names = {"cls_score": found.classes, "bbox_pred": found.boxes, "centerness": found.centerness}
+    return {f"{name}{i}": nchw(x) for name, maps in names.items() for i, x in enumerate(maps)}
+
+
+def terms_of(head: Any, found: Any, truth: Any, sizes: ImageSizes) -> Arrays:
+    terms = head.level_losses(found, *truth, sizes)
+    return {**terms, "total": sum(head.loss(found, *truth, sizes).values())}
+
+
+def image_sizes(config: Fields) -> tuple[ImageSizes, Any]:
+    """Sizes of the images, and (x, y) by which they were resized."""
+    metas, (height, width) = config["img_metas"], config["image_hw"]
+    padded, real = (
+        jnp.asarray([meta[name] for meta in metas], jnp.int32)
+        for name in ("pad_shape", "img_shape")
+    )
+    if int(np.max([meta["pad_shape"][0] for meta in metas])) > height:
+        raise ValueError(f"an image is higher than image_hw, {height} x {width}")
+    scales = []
+    for meta in metas:
+        x, y = meta["scale_factor"][:2]
+        same(meta, scale_factor=[x, y, x, y])
+        scales.append([x, y])
+    return ImageSizes(padded, real), jnp.asarray(scales, jnp.float32)
+
+
+def whole_head(build: Any, *, encoded: bool) -> Any:
+    """A builder of cases of a head; targets of boxes are codes, or boxes in pixels."""
+
+    def run(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+        head, found, truth = run_head(build, config, params, inputs)
+        sizes, scales = image_sizes(config)
+        targets = head.targets(found, *truth, sizes)
+        boxes = targets.boxes
+        if encoded:
+            anchors = jnp.concatenate(head.grid.levels(level_sizes(config)))[None]
+            boxes = head.coder.encode(jnp.broadcast_to(anchors, boxes.shape), boxes)
+        weights = jnp.broadcast_to(targets.positive[..., None], boxes.shape)
+        outputs = {
+            **predictions_of(found),
+            **terms_of(head, found, truth, sizes),
+            "target_labels": targets.labels,
+            "target_label_weights": targets.counts.astype(jnp.float32),
+            "target_bbox": jnp.where(weights, boxes, 0.0),
+            "target_bbox_weights": weights.astype(jnp.float32),
+            "num_pos_norm": targets.number,
+        }
+        test = config["test_cfg"]
+        only(test, min_bbox_size=(0,))
+        detections = head.detect(
+            *(found, sizes),
+            scales=scales,
+            before=test["nms_pre"],
+            least=test["score_thr"],
+            most=test["max_per_img"],
+        )
+        for i in range(len(sizes.real)):
+            number = config["out_shapes"][f"det_labels{i}"][0]
+            one = type(detections)(*(x[i] for x in detections))
+            outputs[f"det_bboxes{i}"], outputs[f"det_labels{i}"] = kept(one, number)
+        return outputs
+
+    return run
+
+
+def fsaf_head(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    head, found, truth = run_head(fsaf, config, params, inputs)
+    height, width = config["image_hw"]
+    sizes = ImageSizes.whole(len(truth[0]), (height, width))
+    positive = head.selected(found, *truth, sizes).positive
     return {
-        "maxiou_gt_inds": one_based(found.rows),
-        "maxiou_overlaps": found.overlaps,
-        "maxiou_labels": labels_of(found.rows, inputs["gt_labels"]),
-        "maxiou_ign_gt_inds": one_based(kept.rows),
+        **predictions_of(found),
+        **terms_of(head, found, truth, sizes),
+        "num_pos": positive.sum() / jnp.float32(len(positive)),
     }
 
 
-def by_atss(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
-    """Both assigners' settings stand in the files of either."""
-    levels, boxes = anchor_levels(config, inputs), inputs["gt"]
-    only(config, kind=("atss",))
-    for other in (config["maxiou"], config["maxiou_ign"]):
-        thresholds(other)
-        other.get("ignore_iof_thr")
-    rows = by_statistics(levels, boxes, everything(boxes), nearest=config["atss_topk"])
-    labels = labels_of(rows, inputs["gt_labels"])
-    return {"atss_gt_inds": one_based(rows), "atss_labels": labels}
-
-
-def ties(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
-    anchors, boxes = jnp.concatenate(anchor_levels(config, inputs)), inputs["gt"]
-    found = by_overlap(anchors, boxes, everything(boxes), **thresholds(config))
-    return {"maxiou_gt_inds": one_based(found.rows), "maxiou_overlaps": found.overlaps}
-
-
-def every_loss(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
-    """Weighted sums over an average's factor, as the original reduces them."""
-    logits, labels = inputs["logits"], inputs["labels"]
-    same(config, N=len(logits), num_classes=logits.shape[1])
-    same(config, reg_max=inputs["dist_logits"].shape[1] - 1)
-    factor, weight = config["avg_factor"], inputs["label_weights"]
-    found, target = inputs["pred_boxes"], inputs["target_boxes"]
-    of_box, of_distance = inputs["box_weight"], inputs["dist_weight"]
-    shifted = found.at[0].add(0.05)
-    focal = losses.focal(
-        logits, labels, alpha=config["focal"]["alpha"], gamma=config["focal"]["gamma"]
-    )
-    quality = losses.quality_focal(logits, labels, inputs["quality"], beta=config["qfl_beta"])
-    distribution = losses.distribution_focal(inputs["dist_logits"], inputs["dist_target"])
-    beta = config["smooth_l1_beta"]
-    return {
-        "focal": (focal * weight[:, None]).sum() / factor,
-        "qfl": (quality.sum(axis=1) * weight).sum() / factor,
-        "dfl": config["dfl_weight"] * (distribution * of_distance).sum()
-        / config["dfl_avg_factor"],
-        "giou": config["giou_weight"] * (losses.giou_loss(found, target) * of_box).sum() / factor,
-        "iou_log": (losses.iou_loss(found, target) * of_box).sum() / factor,
-        "l1": (losses.l1(shifted, target) * of_box[:, None]).sum() / factor,
-        "smooth_l1": (losses.smooth_l1(shifted, target, beta=beta) * of_box[:, None]).sum()
-        / factor,
-        "integral": expected_distances(inputs["integral_logits"], config["reg_max"] + 1),
-    }  # fmt: skip
-
-
-def off_the_kink(name: str, array: np.ndarray) -> np.ndarray:
-    """Boxes of row 0 are the same: losses have no gradient there."""
-    counts = np.ones(array.shape, bool)
-    if name.endswith("/pred_boxes"):
-        counts[0] = False
-    return counts
-
-
-def nms(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
-    same(config, num_classes=inputs["scores"].shape[1])
-    most = config["max_per_img"]
-    found = suppress(
-        inputs["boxes"],
-        inputs["scores"],
-        threshold=config["iou_threshold"],
-        least=config["score_thr"],
-        most=most,
-    )
-    flat = found.rows * config["num_classes"] + found.classes
-    number = config["out_shapes"]["labels"][0]
-    rows, labels = kept(found, number)
-    return {"dets": rows, "labels": labels, "flat_index": flat[:number]}
-
-
-def kept(found: Any, number: int) -> tuple[Any, Any]:
-    """The detections as the original has them; NaN where their number is another."""
-    right = found.valid.sum() == number
-    rows = jnp.concatenate([found.boxes, found.scores[:, None]], axis=1)[:number]
-    return jnp.where(right, rows, jnp.nan), jnp.where(right, found.classes[:number], -1)
-
-
-_LOSSES = "losses: focal, QFL, DFL(+integral), GIoU, IoU(-log), L1, smooth L1"
+_WHOLE = "head: forward, targets, losses, gradients of the summed losses, decoded detections"
 MODULES = {
-    "anchor grid, valid flags, delta and distance coders, IoU variants": compiled(codes),
-    "label assigner maxiou": compiled(by_iou),
-    "label assigner atss": compiled(by_atss),
-    "MaxIoU assigner, exact ties": compiled(ties),
-    _LOSSES: every_loss,
-    "multi-class NMS (class-offset greedy)": compiled(nms),
+    **cfpt_boxes.MODULES,
+    **cfpt_recipe.MODULES,
+    f"retina {_WHOLE}": whole_head(retinanet, encoded=True),
+    f"gfl {_WHOLE}": whole_head(gfl, encoded=False),
+    f"atss {_WHOLE}": whole_head(atss, encoded=False),
+    "FSAF head: forward, losses with online level selection, gradients": fsaf_head,
 }
-COUNTS = {_LOSSES: off_the_kink}
+COUNTS = cfpt_boxes.COUNTS

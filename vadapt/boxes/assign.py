@@ -182,7 +182,8 @@ def by_center(
 
     An anchor is positive if its center is inside the box, whose core covers more than `least` of
     it. Of several it takes the one of the smallest area (of equal ones the last), and the others'
-    classes are ignored there; if that of the smallest is among these, the anchor is background.
+    classes are ignored there, as are those of boxes whose shadow covers as much of it, wherever its
+    center lies; if that of the smallest is among these, the anchor is background.
 
     Args:
         among: anchors that take part; all others are ignored.
@@ -197,11 +198,11 @@ def by_center(
     def regions(boxes: Array, valid: Array) -> tuple[Array, Array]:
         """Whether anchors are in a box's core, and in its shadow without being in its core."""
         inside = (middles[None] > boxes[:, None, :2]) & (middles[None] < boxes[:, None, 2:])
-        inside = inside.all(axis=-1) & valid[:, None] & among[None]
         in_core, in_shadow = (
-            inside & (iof(anchors[None], scale(boxes, side)[:, None]) > least)
+            valid[:, None] & among[None] & (iof(anchors[None], scale(boxes, side)[:, None]) > least)
             for side in (core, shadow)
         )
+        in_core = in_core & inside.all(axis=-1)
         return in_core, in_shadow & ~in_core
 
     def win(

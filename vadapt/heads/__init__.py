@@ -36,6 +36,16 @@ LABELS = Registry(
         "vpt_classifier": "vadapt.heads.linear:VPTLabels",
     },
 )
+# Of boxes: config.head.name -> the class that reads maps and finds objects.
+BOXES = Registry(
+    "config.head.name",
+    {
+        "retinanet": "vadapt.heads.boxes.retinanet:RetinaNet",
+        "gfl": "vadapt.heads.boxes.gfl:GFL",
+        "atss": "vadapt.heads.boxes.atss:ATSS",
+        "fsaf": "vadapt.heads.boxes.fsaf:FSAF",
+    },
+)
 
 
 def segmentation_head(name: str, widths: Sequence[int], num_classes: int, **options: Any) -> Any:
@@ -65,3 +75,18 @@ def label_head(name: str, widths: Sequence[int], num_labels: int, **options: Any
     head = LABELS[name]
     check("head", name, head, options, given=("widths", "inputs", "num_labels"))
     return head(widths, num_labels, **options)
+
+
+def box_head(name: str, widths: Sequence[int], num_classes: int, **options: Any) -> Any:
+    """A head of `BOXES` for maps of these widths.
+
+    Such a head is called with maps, fine to coarse, and a key in training, and gives
+    `boxes.dense.Predictions`. It has `loss(predictions, boxes, classes, valid, sizes)`, the terms
+    by name, and `detect(predictions, sizes)`; see `boxes.dense.DenseHead`.
+
+    Raises:
+        ConfigError: no such head.
+    """
+    head = BOXES[name]
+    check("head", name, head, options, given=("widths", "num_classes"))
+    return head(widths, num_classes, **options)

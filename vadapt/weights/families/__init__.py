@@ -19,7 +19,7 @@ _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mo
 # Trainings by self-distillation hold two models; the teacher is the one that is kept.
 _ROLE = re.compile(r"(?:(?:model|module|state_dict)\.)*(teacher|student)\.(?:module\.)*(.*)")
 # What stands beside `backbone.` in whole systems.
-BESIDE = ("decode_head.", "auxiliary_head.", "neck.")
+BESIDE = ("decode_head.", "auxiliary_head.", "neck.", "bbox_head.")
 
 
 @functools.cache
