@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from flax import nnx
 
-from tests.golden_modules.fields import Fields, only
+from tests.golden_modules.fields import Fields, only, same
 from tests.golden_modules.pad_models import Arrays, imported, nhwc, scale_options
 from tests.golden_modules.pad_segmentation import Parts
 from tests.golden_modules.programs import compiled
 from vadapt import adapters
 from vadapt.backbones.sam import _offsets
 from vadapt.backbones.vitdet import ViTDet
+from vadapt.necks.simple_feature_pyramid import MIDDLE, SimpleFeaturePyramid
 from vadapt.partition import variables
 from vadapt.training.layer_decay import layer_factors
 from vadapt.weights.families.vitdet import PAD_DETECTOR
@@ -85,7 +88,26 @@ def _paths(model: Parts) -> dict[str, str]:
     return found
 
 
+def simple_feature_pyramid(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    only(
+        config,
+        norm=("LN (channels-first, eps 1e-6)",),
+        act=("gelu_exact",),
+        top=("max-pool kernel 1 stride 2 on p5",),
+    )
+    x = nhwc(inputs["x"])
+    same(config, dim=x.shape[3])
+    doublings = [round(math.log2(factor)) for factor in config["scale_factors"]]
+    neck = SimpleFeaturePyramid(
+        x.shape[3], config["out_channels"], doublings=doublings, rngs=nnx.Rngs(0)
+    )
+    levels = imported(Parts(neck=neck), params).neck([x])
+    first = MIDDLE - doublings[0]
+    return {f"p{i}": y.transpose(0, 3, 1, 2) for i, y in enumerate(levels, start=first)}
+
+
 MODULES = {
+    "SimpleFeaturePyramid": simple_feature_pyramid,
     "ViT_adapt detection backbone": backbone,
     "get_rel_pos": compiled(relative_rows),
     "get_vit_lr_decay_rate": layer_decay,

@@ -19,6 +19,9 @@ NECKS = Registry(
         "pyramid": "vadapt.necks.pyramid:pyramid_neck",
         "deconvolutions": "vadapt.necks.learned:deconvolutions",
         "multi_level": "vadapt.necks.learned:multi_level",
+        "fpn": "vadapt.necks.fpn:fpn",
+        "cfpt": "vadapt.necks.cfpt:cfpt",
+        "simple_feature_pyramid": "vadapt.necks.simple_feature_pyramid:simple_feature_pyramid",
     },
 )
 # What makes maps of four strides out of four of one.

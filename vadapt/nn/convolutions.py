@@ -25,9 +25,12 @@ class BatchNorm(nnx.BatchNorm):
     everywhere inside) it takes those of the batch, which is the global one where the batch is
     sharded, and moves the stored ones a tenth towards them; towards the population's variance as
     the n places of the batch estimate it, n / (n - 1) times their own.
+
+    Args:
+        fixed_statistics: by the stored statistics whatever `use_running_average` is set to.
     """
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, fixed_statistics: bool = False, rngs: nnx.Rngs):
         super().__init__(
             width,
             use_running_average=True,
@@ -37,12 +40,14 @@ class BatchNorm(nnx.BatchNorm):
             use_fast_variance=False,
             rngs=rngs,
         )
+        self.fixed_statistics = fixed_statistics
         self.mean, self.var = Statistic(self.mean[...]), Statistic(self.var[...])
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         kept = self.momentum * self.var[...]
-        y = super().__call__(x)
-        if not self.use_running_average:
+        stored = self.fixed_statistics or self.use_running_average
+        y = super().__call__(x, use_running_average=stored)
+        if not stored:
             places = x.size // x.shape[-1]
             self.var[...] = kept + (self.var[...] - kept) * (places / max(places - 1, 1))
         return y.astype(x.dtype)
@@ -93,7 +98,7 @@ class ConvNorm(nnx.Module):
     """A convolution, batch norm, and ReLU if asked; odd sizes are rounded up.
 
     The padding is (kernel - 1) / 2 * dilation on every side. The convolution's own bias, which the
-    norm makes useless, is there for files that have it.
+    norm makes useless, is there for files that have it. `fixed_statistics` are the norm's.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class ConvNorm(nnx.Module):
         activation: bool = True,
         use_bias: bool = False,
         kernel_init: Callable[..., Any] = FAN_OUT,
+        fixed_statistics: bool = False,
         rngs: nnx.Rngs,
     ):
         padding = kernel // 2 * dilation
@@ -124,7 +130,7 @@ class ConvNorm(nnx.Module):
             conv_general_dilated=convolve_images if of_images else jax.lax.conv_general_dilated,
             rngs=rngs,
         )
-        self.norm = BatchNorm(outputs, rngs=rngs)
+        self.norm = BatchNorm(outputs, fixed_statistics=fixed_statistics, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         y = self.norm(self.conv(x))

@@ -31,3 +31,13 @@ def xavier_linear(
         kernel_init=nnx.initializers.xavier_uniform(),
         rngs=rngs,
     )
+
+
+def uniform_linear(
+    inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer whose weights and biases are uniform, as PyTorch initializes all of them."""
+    init = uniform(inputs**-0.5)
+    return nnx.Linear(
+        inputs, outputs, use_bias=use_bias, kernel_init=init, bias_init=init, rngs=rngs
+    )

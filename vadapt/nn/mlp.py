@@ -16,7 +16,11 @@ from vadapt.nn.norms import LayerNorm
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between them, and a norm behind it if asked for."""
+    """Two linear layers with an activation between them, and a norm behind it if asked for.
+
+    Args:
+        linear: makes the layers, and so says what they start from.
+    """
 
     ROLES: ClassVar[dict[str, tuple[str, ...]]] = {"fc1": ("mlp_in",), "fc2": ("mlp_out",)}
 
@@ -28,12 +32,13 @@ class Mlp(nnx.Module):
         activation: Callable[[Array], Array] = gelu_exact,
         use_bias: bool = True,
         norm: LayerNorm | None = None,
+        linear: Callable[..., nnx.Linear] = xavier_linear,
         rngs: nnx.Rngs,
     ):
         self.activation = activation
-        self.fc1 = xavier_linear(width, hidden, use_bias=use_bias, rngs=rngs)
+        self.fc1 = linear(width, hidden, use_bias=use_bias, rngs=rngs)
         self.norm = norm
-        self.fc2 = xavier_linear(hidden, width, use_bias=use_bias, rngs=rngs)
+        self.fc2 = linear(hidden, width, use_bias=use_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = self.activation(self.fc1(x))

@@ -28,6 +28,9 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "places": lambda x: x.reshape(x.shape[-3], -1).T,  # (1, d, g, g) to (g * g, d)
     # (d, d / p, 1, 1) to (p, d / p, d / p): a square grouped 1x1 convolution of p groups
     "parts": lambda x: x.reshape(-1, x.shape[1], x.shape[1]).transpose(0, 2, 1),
+    # (g * g, h), of which the first g rows are ever read, to (g, h)
+    "line": lambda x: x[: _square(len(x))[0]],
+    "levels": lambda x: x.reshape(x.shape[:2]),  # (l, h, 1, 1, 1) to (l, h)
 }
 
 # The way back.
@@ -41,7 +44,14 @@ REVERSED: dict[str, Callable[[Any], Any]] = {
     "grid": lambda x: x.reshape(1, *_square(len(x)), x.shape[-1]),
     "places": lambda x: x.T.reshape(1, -1, *_square(len(x))),
     "parts": lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1], 1, 1),
+    "line": lambda x: _numpy_of(x).pad(x, ((0, len(x) * (len(x) - 1)), (0, 0))),
+    "levels": lambda x: x[..., None, None, None],
 }
+
+
+def _numpy_of(array: Any) -> Any:
+    """The module whose functions give an array of this kind."""
+    return np if isinstance(array, np.ndarray) else jnp
 
 
 def _square(places: int) -> tuple[int, int]:
