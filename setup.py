@@ -29,7 +29,8 @@ EXTRAS = {
     "notebooks": ["jupyterlab", "matplotlib"],
 }
 # What the tests marked `interop` hold vadapt against.
-EXTRAS["interop"] = ["torch==2.13.0", "transformers>=5", "peft>=0.18", *EXTRAS["opencv"]]
+EXTRAS["interop"] = ["torch==2.13.0", "transformers>=5", "peft>=0.18", "pycocotools==2.0.11"]
+EXTRAS["interop"] += EXTRAS["opencv"]
 EXTRAS["test"] = [
     "pytest>=8",
     "pytest-xdist",

@@ -166,7 +166,7 @@ def test_processes_that_share_the_images_score_them_as_one_does():
         "    labels = batch['labels']\n"
         "    answers.add(labels.astype(np.float32), labels % 2, valid=batch['valid'])\n"
         "print(jax.process_count(), answers.rows()[0][:, 0].tolist())\n"
-        "from vadapt.training.report import of_all_processes\n"
+        "from vadapt.metrics.gathering import of_all_processes\n"
         "mine = np.arange(3 - 2 * jax.process_index(), dtype=np.float32)\n"
         "print('elements', answers.elements().tolist(), of_all_processes(mine).tolist())"
     )

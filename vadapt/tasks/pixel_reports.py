@@ -15,9 +15,10 @@ from vadapt.data.kinds import Batch
 from vadapt.data.numbered import ELEMENT
 from vadapt.data.sources import name_of
 from vadapt.drawing import colour_mask, contact_sheet, fit
+from vadapt.metrics.gathering import of_all_processes
 from vadapt.metrics.segmentation import accuracy_per_class, image_mean_iou, iou_per_class
 from vadapt.tasks import labelled
-from vadapt.training.report import Images, Row, caption, of_all_processes, sheet_cell, sort_images
+from vadapt.training.report import Images, Row, caption, sheet_cell, sort_images
 
 SCORE = "mIoU"
 _LEGEND = 40  # classes whose colors are explained

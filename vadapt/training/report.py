@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vadapt.charts import NO_CLASS, draw_confusion
 from vadapt.drawing import save_png
@@ -87,16 +86,6 @@ def sort_images(
     bad = np.asarray(scores, np.float64) * (1 if lowest_first else -1)
     order = np.lexsort((elements, bad))  # which has NaN last
     return order, np.asarray(elements)[order]
-
-
-def of_all_processes(rows: Shaped[np.ndarray, "n *c"]) -> Shaped[np.ndarray, "m *c"]:
-    """The rows of all processes, each of which may have another number; every process calls it."""
-    counts = np.asarray(multihost_utils.process_allgather(np.asarray(len(rows)))).reshape(-1)
-    filled = np.zeros((int(counts.max()), *rows.shape[1:]), rows.dtype)
-    filled[: len(rows)] = rows
-    everyone = np.asarray(multihost_utils.process_allgather(filled))
-    everyone = everyone.reshape(len(counts), *filled.shape)
-    return np.concatenate([part[:count] for part, count in zip(everyone, counts, strict=True)])
 
 
 def sheet_cell(number: int) -> int:
