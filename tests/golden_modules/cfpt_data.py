@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.golden_modules.fields import Fields
+from vadapt.data.tiling import boxes_in_tile, keep_by_side, tile_corners
 from vadapt.metrics import aerial
 from vadapt.metrics.detection import (
     COCO,
@@ -97,7 +98,25 @@ def tiny_eval(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     }
 
 
+def tiles(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    """Corners of all cases, and the boxes in the tiles of the first."""
+    outputs: Arrays = {}
+    for number, case in enumerate(config["cases"]):
+        image, tile, overlap = (case[name][::-1] for name in ("image", "tile", "overlap"))
+        corners = tile_corners(image, tile, overlap, fixed=config["fixed_size"])
+        rows = len(np.unique(corners[:, 1]))
+        if [rows, len(corners) // rows] != case["grid"]:
+            raise ValueError(f"the config has a grid of {case['grid']}, the corners {corners}")
+        outputs[f"corners{number}"] = corners
+    rule = keep_by_side(config["keep_overlap"])
+    for number, corner in enumerate(outputs["corners0"]):
+        boxes, kept = boxes_in_tile(np.asarray(inputs["boxes"]), corner, rule)
+        outputs[f"boxes_tile{number}"], outputs[f"keep_tile{number}"] = boxes, kept
+    return outputs
+
+
 MODULES = {
     "COCO box AP/AR": coco_eval,
     "TinyPerson AP": tiny_eval,
+    "tiling: tile corners and box assignment": tiles,
 }
