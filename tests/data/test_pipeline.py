@@ -68,7 +68,7 @@ def test_scenes_serve_every_field_that_they_have():
         ("folder", ("image", "labels"), "'labels' and 'folders' read images with labels"),
         ("msip", ("image", "flow"), "no 'flow'; it has image, rois"),
         ("labels", ("image", "rois"), "no candidates of objects"),
-        ("folders", ("image", "boxes_xyxy"), "no 'boxes_xyxy'"),
+        ("folders", ("image", "boxes_xyxy"), "'boxes' reads images and the boxes"),
         ("tests.data.test_pipeline:Unnamed", ("image", "mask"), "images without labels"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Golden cases of CFPT around the network: how boxes are scored, cut and filtered."""
+"""Golden cases of CFPT around the network: how boxes are scored, cut and chosen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from tests.golden_modules.fields import Fields
+from vadapt.data.annotated import Annotated
+from vadapt.data.detection import RULES
 from vadapt.data.tiling import boxes_in_tile, keep_by_side, tile_corners
 from vadapt.metrics import aerial
 from vadapt.metrics.detection import (
@@ -115,8 +117,32 @@ def tiles(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return outputs
 
 
+def visdrone_parse(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
+    """Rows of x, y, w, h, area, category, ignore, iscrowd, by the rule of VisDrone's recipe."""
+    rows = np.asarray(inputs["anns"])
+    places = {number: place for place, number in enumerate(config["category_ids"])}
+    rows = rows[[int(number) in places for number in rows[:, 5]]]
+    image = Annotated(
+        "",
+        (config["height"], config["width"]),
+        corners(rows[:, :4]),
+        np.array([places[int(number)] for number in rows[:, 5]], np.int32),
+        rows[:, 4].astype(np.float64),
+        rows[:, 7] > 0,
+        rows[:, 6] > 0,
+    )
+    kept = RULES["visdrone"](image)
+    objects = kept.rows(~(kept.crowds | kept.ignored))
+    return {
+        "bboxes": objects.boxes_xyxy,
+        "labels": objects.classes,
+        "bboxes_ignore": kept.rows(kept.crowds & ~kept.ignored).boxes_xyxy,
+    }
+
+
 MODULES = {
     "COCO box AP/AR": coco_eval,
     "TinyPerson AP": tiny_eval,
+    "VisDrone training annotation filter": visdrone_parse,
     "tiling: tile corners and box assignment": tiles,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 import warnings
@@ -37,6 +38,7 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {channels}"]:
@@ -66,6 +68,17 @@ def decode_image(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w {chan
         else:
             pixels = from_pillow(image)
     return to_channels(pixels, channels)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) that `decode_image` gives of a file, from its head alone.
+
+    Raises:
+        OSError: it cannot be read; and what else Pillow raises of damaged files.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
 
 
 def from_pillow(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
@@ -244,11 +257,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turns a loaded image as its EXIF orientation says; damaged EXIF is no reason to lose it."""
+def _orientation(image: Image.Image) -> int:
+    """As the EXIF says, 1 for upright; damaged EXIF is no reason to lose an image."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
-        orientation = 1
-    transpose = _TRANSPOSES.get(orientation)
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns a loaded image as its EXIF orientation says."""
+    transpose = _TRANSPOSES.get(_orientation(image))
     return image if transpose is None else image.transpose(transpose)

@@ -46,6 +46,8 @@ FIELDS: dict[str, Kind] = {
     "boxes_xyxy": Boxes(),
     "box_classes": Rows(),
     "box_categories": Rows(),
+    "box_crowds": Rows(dtype=np.bool_),
+    "box_ignored": Rows(dtype=np.bool_),
     "rois": Rois(),
     "labels": Labels(),
     "areas": Labels(np.float32),

@@ -165,21 +165,29 @@ def voc_objects(file: Path) -> list[tuple[int, bool]]:
     Raises:
         DataError: the file is missing, no XML, or has a class that VOC has not.
     """
-    parser = ElementTree.XMLParser(target=_NoDoctype())
-    try:
-        parser.feed(read_bytes(file, _MOST_MIB))
-        annotation = parser.close()
-    except FileNotFoundError as error:
-        raise DataError(f"no annotation {str(file)!r} of a listed image") from error
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{str(file)!r} is no XML of VOC: {error}") from error
     found = []
-    for thing in annotation.findall("object"):
+    for thing in read_xml(file).findall("object"):
         name = (thing.findtext("name") or "").strip()
         if name not in VOC_CLASSES:
             raise DataError(f"{str(file)!r}: unknown class {name!r}; {nearest(name, VOC_CLASSES)}")
         found.append((VOC_CLASSES.index(name), (thing.findtext("difficult") or "0").strip() == "1"))
     return found
+
+
+def read_xml(file: Path) -> ElementTree.Element:
+    """The root of an annotation of VOC.
+
+    Raises:
+        DataError: the file is missing, no XML, or declares a document type.
+    """
+    parser = ElementTree.XMLParser(target=_NoDoctype())
+    try:
+        parser.feed(read_bytes(file, _MOST_MIB))
+        return parser.close()
+    except FileNotFoundError as error:
+        raise DataError(f"no annotation {str(file)!r} of a listed image") from error
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{str(file)!r} is no XML of VOC: {error}") from error
 
 
 def read_table(root: Path, split: str) -> Labels:
@@ -275,7 +283,7 @@ def one_label_each(
 
 
 def check_files(root: Path, files: Sequence[str], table: str, numbers: Sequence[int] = ()) -> None:
-    """Raises DataError if a file is not there, elsewhere or named twice; a folder is listed once.
+    """Raises DataError if a file is not there, elsewhere or named twice.
 
     Args:
         table: what names them.
@@ -291,6 +299,16 @@ def check_files(root: Path, files: Sequence[str], table: str, numbers: Sequence[
             f"{table!r}{lines[again]} names images twice: {first_of(twice)}; each image has one "
             "line"
         )
+    missing = missing_files(root, files)
+    if missing:
+        what = f"{len(missing)} images are not in {str(root)!r}: " + first_of(
+            [files[place] for place in missing]
+        )
+        raise DataError(f"{table!r}{lines[missing[0]]}: {what}" if numbers else what)
+
+
+def missing_files(root: Path, files: Sequence[str]) -> list[int]:
+    """The places of files that are not there; a folder is listed once."""
     there: dict[str, set[str]] = {}
     missing = []
     for place, file in enumerate(files):
@@ -300,8 +318,4 @@ def check_files(root: Path, files: Sequence[str], table: str, numbers: Sequence[
             there[folder] = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if name not in there[folder]:
             missing.append(place)
-    if missing:
-        what = f"{len(missing)} images are not in {str(root)!r}: " + first_of(
-            [files[place] for place in missing]
-        )
-        raise DataError(f"{table!r}{lines[missing[0]]}: {what}" if numbers else what)
+    return missing

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vadapt.data.detection import BOX_FIELDS, BoxedImages, TfdsBoxes
 from vadapt.data.msip import Msip
 from vadapt.data.multilabel import (
     ClassFolders,
@@ -28,6 +29,7 @@ _LABELS = ("labels", "areas")
 _INSTEAD = {
     "mask": "images without labels of pixels; 'segmentation' reads images and masks in folders",
     "labels": "images without labels; 'labels' and 'folders' read images with labels",
+    "boxes_xyxy": "images without boxes; 'boxes' reads images and the boxes of their objects",
     "rois": "no candidates of objects to crop around: arrange the images as MSIP and give "
     "--config.data.source=msip, or crop anywhere: --config.data.roi_probability=0",
 }
@@ -117,9 +119,49 @@ def folders(
     return ClassFolders(path, split, classes=classes)
 
 
+def boxes(
+    fields: Sequence[str],
+    path: str,
+    split: str = "",
+    layout: str = "coco",
+    annotations: str = "",
+    image_folder: str = "",
+    box_rule: str = "all",
+    bad_boxes: str = "clip",
+    bad_records: str = "raise",
+    dense_images: bool = False,
+    tile: Sequence[int] = (),
+    tile_overlap: Sequence[int] = (0, 0),
+    tile_keep: str = "root",
+    classes: Sequence[str] = (),
+) -> Source:
+    """Images and files that say the boxes of their objects; see `detection.BoxedImages`.
+
+    `layout` is a name in `detection.LAYOUTS`; `annotations` and `image_folder` are places from the
+    root, where they are not the layout's own; `dense_images` keeps TinyPerson's dense pictures.
+    """
+    _check_path("boxes", path)
+    _check_fields("boxes", fields, ("image", "name", *BOX_FIELDS))
+    return BoxedImages(
+        path,
+        split,
+        layout=layout,
+        rule=box_rule,
+        bad_boxes=bad_boxes,
+        bad_records=bad_records,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        tile_keep=tile_keep,
+        annotations=annotations,
+        images=image_folder,
+        dense=dense_images,
+        classes=tuple(classes) if layout == "voc" else (),
+    )
+
+
 def tfds(fields: Sequence[str], tfds_name: str, split: str = "train", path: str = "") -> Source:
     """A data set of TFDS; `path` is where TFDS keeps its data."""
-    make = TfdsLabels if "labels" in fields else Tfds
+    make = TfdsLabels if "labels" in fields else TfdsBoxes if {*BOX_FIELDS} & {*fields} else Tfds
     # A data set's other features may have names of fields, and forms that are not theirs.
     read = (*fields, *_LABELS) if "labels" in fields else fields
     return make(tfds_name, split, data_dir=path or None, fields=read)

@@ -38,7 +38,8 @@ SOURCES = Registry(
     {
         name: f"vadapt.data.named_sources:{name}"
         for name in (
-            "scenes", "scene_objects", "folder", "msip", "segmentation", "labels", "folders", "tfds"
+            "scenes", "scene_objects", "folder", "msip", "segmentation", "labels", "folders",
+            "boxes", "tfds",
         )
     },
 )  # fmt: skip
@@ -56,7 +57,7 @@ SETTINGS = (
     "class_half",
 )
 _GIVEN = ("data", "fields", "classes")
-_LABELED = {"mask", "labels"}  # fields whose numbers are of the source's classes
+_LABELED = {"mask", "labels", "box_classes"}  # fields whose numbers are of the source's classes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,7 @@ def keep_by_area(least: float = 0.3, min_side: float = 2.0, min_area: float = 4.
     return keep
 
 
-KEEP_RULES = {"side": keep_by_side, "area": keep_by_area}
+KEEP_RULES = {"root": keep_by_side, "area": keep_by_area}
 
 
 def boxes_in_tile(
