@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vadapt.data import fields, roi_crop, segmentation_transforms, transforms
+from vadapt.data import (
+    detection_transforms,
+    fields,
+    roi_crop,
+    segmentation_transforms,
+    transforms,
+)
 from vadapt.data.augment import CropMix
 from vadapt.data.auto_augment import RandAugment, TrivialAugment
 from vadapt.data.box_kinds import Boxes
+from vadapt.data.detection_transforms import KeepRatioResize, LargestBoxes, PadToMultiple
 from vadapt.data.kinds import Dimensions, Grid
 from vadapt.data.resampling import resize_linear, resize_opencv, resize_pillow
 from vadapt.data.roi_crop import RandomRoiCrop, RoiRules
@@ -48,10 +55,12 @@ GEOMETRIC = [
     [ResizeTo((31, 19))],
     [RandomCrop((14, 15), max_share=0.75)],
     [PadTo((40, 44))],
+    [PadToMultiple(16)],
+    [KeepRatioResize(((40, 24), (30, 20)), within=(24, 40))],
     [ResizedCrop(RandomShortEdge((14, 20, 33), longest=40), RandomCrop((14, 15)))],
     [RandomShortEdge((16, 26), 60), RandomCrop((18, 18)), HorizontalFlip(), PadTo((18, 18))],
 ]
-OTHERS = {Channels}  # transforms of these modules that move nothing
+OTHERS = {Channels, LargestBoxes}  # transforms of these modules that move nothing
 LEVEL = 6.0  # gray levels a pixel of the scenes below, at their own size
 HALF = 0.5 + 1e-3  # of a pixel: where nearest neighbors put an edge
 
@@ -146,7 +155,7 @@ def test_no_geometric_transform_is_left_out():
     tested = {type(transform) for chain in GEOMETRIC for transform in chain}
     known = {
         part
-        for module in (transforms, segmentation_transforms, roi_crop)
+        for module in (transforms, segmentation_transforms, detection_transforms, roi_crop)
         for _, part in inspect.getmembers(module, dataclasses.is_dataclass)
         if "rng" in inspect.signature(part.__call__).parameters
     }

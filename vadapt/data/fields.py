@@ -53,6 +53,8 @@ FIELDS: dict[str, Kind] = {
     "areas": Labels(np.float32),
     "flow": Flow(),
     "size": Fixed((2,), np.int32),
+    "scale_factor": Fixed((2,), np.float32),
+    "boxes_left_out": Fixed((), np.int32),
 }
 
 
@@ -149,6 +151,16 @@ def pad(record: Record, size: Size, color: Sequence[int]) -> Record:
     return _moved(record, lambda kind, value: kind.pad(value, size, color))
 
 
+def keep_boxes(record: Record, kept: np.ndarray, name: str = "boxes_xyxy") -> Record:
+    """The record with some of its boxes (bool [n]), and of what goes with them."""
+    return {
+        other: kind_of(other).keep(value, kept)
+        if other == name or kind_of(other).of == name
+        else value
+        for other, value in record.items()
+    }
+
+
 def refuse_geometry(record: Record, who: str) -> None:
     """Refuse a record with fields that a transform of its image alone would leave behind.
 
@@ -217,7 +229,5 @@ def _without_empty(record: Record) -> Record:
         kept = kind_of(name).kept(record[name])
         if kept is None or kept.all():
             continue
-        for other, value in record.items():
-            if other == name or kind_of(other).of == name:
-                record[other] = kind_of(other).keep(value, kept)
+        record = keep_boxes(record, kept, name)
     return record
