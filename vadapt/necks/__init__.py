@@ -26,6 +26,8 @@ NECKS = Registry(
 )
 # What makes maps of four strides out of four of one.
 PYRAMIDS = ("pyramid", "deconvolutions", "multi_level")
+# What takes maps each of which has twice the stride of the one before.
+STAGED = ("fpn", "cfpt")
 
 
 def make_neck(
@@ -40,7 +42,9 @@ def make_neck(
 
     Args:
         name: "none", "pyramid" (four maps of one stride at 4, 2, 1 and half the size), or one that
-            trains with the head: "deconvolutions", "multi_level" (see `necks.learned`).
+            trains with the head: "deconvolutions", "multi_level" (see `necks.learned`),
+            "simple_feature_pyramid" (of the last map), and for maps of several strides "fpn" and
+            "cfpt", which with `pyramid` takes maps of one, too.
         strides: of the maps, where they are known.
         options: those of the neck.
 
@@ -54,9 +58,16 @@ def make_neck(
             f"config.neck.name is {name!r}, which takes four maps, and config.task.layers names "
             f"{len(widths)}"
         )
-    if name in PYRAMIDS and len(set(strides)) > 1:
+    one = name in (*PYRAMIDS, "simple_feature_pyramid") or bool(options.get("pyramid"))
+    if one and len(set(strides)) > 1:
         raise ConfigError(
-            f"config.neck.name is {name!r}, which makes maps of four strides out of maps of one; "
-            f"these have {', '.join(map(str, strides))} already: --config.neck.name=none"
+            f"config.neck.name is {name!r}, which makes maps of several strides out of maps of "
+            f"one; these have {', '.join(map(str, strides))} already: --config.neck.name=none"
+        )
+    if name in STAGED and not one and len(strides) > len(set(strides)):
+        raise ConfigError(
+            f"config.neck.name is {name!r}, which takes maps of several strides; these have "
+            f"{', '.join(map(str, strides))}. Of a plain transformer's maps, "
+            '"simple_feature_pyramid" makes such, and "cfpt" with --config.neck.pyramid=True'
         )
     return build(widths, rngs=rngs, **options)

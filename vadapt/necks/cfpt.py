@@ -41,7 +41,7 @@ class CFPT(nnx.Module):
         num_heads, reduction, mlp_ratio, bilinear: see `cross_layer`.
         fixed_statistics: batch norms go by the stored statistics, in training too.
         pyramid: maps have one stride, as a plain transformer's. The last of them is first made four
-            of strides 4 to 32, see `SimpleFeaturePyramid`.
+            of 4, 2, 1 and half its sides, see `SimpleFeaturePyramid`.
 
     Raises:
         ConfigError: levels of maps that are not there, or that are named more than twice.
@@ -65,11 +65,12 @@ class CFPT(nnx.Module):
         pyramid: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.pyramid = None
-        if pyramid:
-            self.pyramid = SimpleFeaturePyramid(
-                widths[-1], outputs, top=0, round_up=True, rngs=rngs
-            )
+        self.pyramid = (
+            SimpleFeaturePyramid(widths[-1], outputs, top=0, round_up=True, rngs=rngs)
+            if pyramid
+            else None
+        )
+        if self.pyramid is not None:
             widths = (outputs,) * len(self.pyramid.levels)
         self.read = _numbers(levels, len(widths))
 

@@ -6,7 +6,7 @@ Source: FPN, arXiv:1612.03144; the extra levels RetinaNet, arXiv:1708.02002.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class FPN(nnx.Module):
         *,
         start: int = 0,
         extra: int = 0,
-        extra_of: Literal["input", "output", "pool"] = "input",
+        extra_of: str = "input",
         relu: bool = False,
         rngs: nnx.Rngs,
     ):
