@@ -28,7 +28,7 @@ COMMANDS = {
     "plan": Command("vadapt.plan", "say what a recipe's step takes on TPUs, without one"),
     "paint": Command("vadapt.paint", "compare plans in which a backbone's blocks run otherwise"),
     "weights": Command("vadapt.weights", "inspect, check, export, merge and share weight files"),
-    "check": Command("vadapt.data.check", "read images with masks before training on them"),
+    "check": Command("vadapt.data.check", "read masks or boxes of images before training on them"),
     "list": Command("vadapt.list", "list recipes, backbones, adapters, heads and other parts"),
 }
 _HELP = """\

@@ -1,10 +1,15 @@
-"""Reads a whole segmentation data set and says what is in it, before a run does.
+"""Reads a whole data set of masks or boxes and says what is in it, before a run does.
 
     python -m vadapt.data.check ROOT --split train --out sheet.png
 
 prints images, sizes, the pixels of every class, the ignored share, and every file that cannot be
 used; the sheet shows images, labels and both together. `--layout gta` (see `vadapt.data.layouts`)
 takes a published data set as it unpacks; else `ROOT/dataset.yaml` says how it lies.
+
+    python -m vadapt.data.check ROOT --layout coco --split val --out sheet.png
+
+does the same for images with boxes (see `vadapt.data.detection.LAYOUTS`): objects, sizes, every box
+and record that cannot be so, and the images with their boxes.
 """
 
 from __future__ import annotations
@@ -19,6 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Integer
 
+from vadapt.data import check_boxes
+from vadapt.data.detection import LAYOUTS as BOX_LAYOUTS
+from vadapt.data.detection import BoxedImages
 from vadapt.data.label_maps import IGNORE
 from vadapt.data.layouts import LAYOUTS, YAML
 from vadapt.data.progress import progress_bar
@@ -192,12 +200,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("path", help="the root of the data set")
     parser.add_argument("--split", default="", help="by default everything")
-    parser.add_argument("--layout", help=f"one of {', '.join(sorted(LAYOUTS))}")
+    known = f"of masks: {', '.join(sorted(LAYOUTS))}; of boxes: {', '.join(sorted(BOX_LAYOUTS))}"
+    parser.add_argument("--layout", help=known)
     parser.add_argument("--out", metavar="SHEET.png", help="draw some elements")
     parser.add_argument("--rows", type=int, default=6, help="of the sheet")
     parser.add_argument("--workers", type=int, help="threads; by default two a core")
     options = parser.parse_args(arguments)
     try:
+        if options.layout in BOX_LAYOUTS:
+            return _check_boxes(options)
         source = Segmentation(options.path, options.split, layout=options.layout)
         summary = summarise(source, options.workers)
         report(source, summary)
@@ -210,6 +221,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 1 if summary.problems else 0
+
+
+def _check_boxes(options: argparse.Namespace) -> int:
+    """The command for images with boxes, whose problems are listed and stop nothing."""
+    source = BoxedImages(options.path, options.split, layout=options.layout, bad_records="drop")
+    summary = check_boxes.summarise(source, options.workers)
+    check_boxes.report(source, summary)
+    if options.out and len(summary.unreadable) < len(source):
+        check_boxes.draw(options.out, source, list(summary.unreadable), options.rows)
+        print(options.out)
+    return 1 if summary.unreadable or source.problems else 0
 
 
 if __name__ == "__main__":
