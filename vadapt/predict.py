@@ -11,14 +11,16 @@ What OUT gets depends on the task of the run, and on --format:
     png   segmentation: for every image `labels/NAME.png`, the number of the class of every pixel (8
           bits, at the image's size), and `overlays/NAME.jpg`, these in colors over the image; with
           --confidences also `confidences/NAME.png`, 255 for a probability of 1. Recognition:
-          `pictures/NAME.jpg`
+          `pictures/NAME.jpg`. Detection: `boxes/NAME.jpg`
     csv   `labels.csv`. Recognition: a line for each label of an image with its probability, the
           best first. Segmentation: a line for each class of an image, with its share of the pixels
-          and its mean confidence
+          and its mean confidence. Detection: a line for each object, with its score and corners
     json  `predictions.json`: the same, the classes, the files of every image, and what was not read
+    coco  `coco.json`, of detection: images, categories (numbered from 1), and as annotations the
+          objects found, with a score; tools for labeling and pycocotools read it
 
-By default all pictures, and the table of a task that recognizes. Images of one name but for the
-suffix keep it: a.png and a.jpg become a.png.png and a.jpg.png.
+By default all pictures, the table of a task that recognizes, and `coco.json` of one that detects.
+Images of one name but for the suffix keep it: a.png and a.jpg become a.png.png and a.jpg.png.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from vadapt.data.sources import IMAGE_SUFFIXES, find_files
 from vadapt.errors import ConfigError, DataError, VadaptError
 from vadapt.training.task import Prediction
 
-FORMATS = ("png", "csv", "json")
+FORMATS = ("png", "csv", "json", "coco")
 _SHOWN = 5  # names in a message
 
 
@@ -50,6 +52,7 @@ class Outcome:
 
     written: dict[str, Prediction] = field(default_factory=dict)  # without its pictures
     files: dict[str, dict[str, str]] = field(default_factory=dict)  # of an image: by folder
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (height, width) of an image
     broken: dict[str, str] = field(default_factory=dict)  # with the reason
     passed_over: list[str] = field(default_factory=list)  # no images, by their names
 
@@ -78,11 +81,13 @@ def predict(
 
     Args:
         run, weights: see `vadapt.load_run`.
-        formats: of `FORMATS`; by default all pictures, and the table of a task that recognizes.
+        formats: of `FORMATS`; by default all pictures, the table of a task that recognizes, and
+            `coco.json` of one that detects.
         confidences: also write those of pixels, as pictures.
 
     Raises:
-        ConfigError: the task does not predict, or an unknown format.
+        ConfigError: the task does not predict, an unknown format, or "coco" of a task that finds
+            no objects.
         DataError: there is no image, or none that can be read.
     """
     from rich.progress import track
@@ -110,7 +115,8 @@ def predict(
             folder: _write(picture, out, f"{folder}/{stem}{suffix}")
             for folder, (picture, suffix) in pictures.items()
         }
-        outcome.written[name] = Prediction(labels=found.labels, rows=found.rows)
+        outcome.sizes[name] = (image.shape[0], image.shape[1])
+        outcome.written[name] = Prediction(labels=found.labels, rows=found.rows, boxes=found.boxes)
     if not outcome.written:
         raise DataError(
             f"none of {len(names)} images can be read; the first: {_some(outcome.broken)} "
@@ -197,6 +203,15 @@ def _write_tables(
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             table.writerows({key: _shown(value) for key, value in row.items()} for row in rows)
+    detects = any(found.boxes is not None for found in outcome.written.values())
+    if "coco" in formats and not detects:
+        raise ConfigError(
+            f"--format=coco is of objects with boxes, and {run!r} finds none of these; its others "
+            f"are {', '.join(FORMATS[:-1])}"
+        )
+    if detects and (not formats or "coco" in formats):
+        text = json.dumps(_coco(outcome, classes), indent=1) + "\n"
+        (out / "coco.json").write_text(text, encoding="utf-8")
     if "json" in formats:
         content: dict[str, Any] = {
             "run": run,
@@ -214,6 +229,40 @@ def _write_tables(
         }
         text = json.dumps(content, indent=1) + "\n"
         (out / "predictions.json").write_text(text, encoding="utf-8")
+
+
+def _coco(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
+    """Found objects as a data set in COCO's form."""
+    numbers = {name: i + 1 for i, name in enumerate(outcome.written)}
+    found = [
+        (number, box)
+        for name, number in numbers.items()
+        for box in outcome.written[name].boxes or ()
+    ]
+    annotations = []
+    for number, (image, box) in enumerate(found):
+        left, top, right, bottom = (round(float(x), 3) for x in box.corners)
+        width, height = round(right - left, 3), round(bottom - top, 3)
+        annotations.append(
+            {
+                "id": number + 1,
+                "image_id": image,
+                "category_id": box.number + 1,
+                "bbox": [left, top, width, height],
+                "area": round(width * height, 3),
+                "iscrowd": 0,
+                "score": round(box.score, 6),
+            }
+        )
+    sizes = outcome.sizes
+    return {
+        "images": [
+            {"id": i, "file_name": name, "height": sizes[name][0], "width": sizes[name][1]}
+            for name, i in numbers.items()
+        ],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(classes)],
+        "annotations": annotations,
+    }
 
 
 def _shown(value: str | float) -> str:

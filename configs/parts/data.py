@@ -10,6 +10,10 @@ SCENES = {"source": "scenes", "image_size": (64, 64), "mean": (0.467,) * 3, "std
 THERMAL = {"view": "thermal", "mean": (0.452,) * 3, "std": (0.173,) * 3}
 
 
+# Pictures of four scenes each, with some twenty objects of 5 to 20 px.
+SMALL_THINGS = {**SCENES, "source": "scene_boxes", "mosaic": 2, "image_size": (128, 128)}
+
+
 def folders_and_masks(**fields: Any) -> ConfigDict:
     """Images and masks in folders, resized and cropped at random as mmsegmentation does."""
     data = _section("segmentation", domain="synthetic")
@@ -37,6 +41,24 @@ def images_and_labels(**fields: Any) -> ConfigDict:
     data.balance = 0.0  # labels of a smaller share of the images come more often; 0: all once
     data.views = 1  # of an image in succession
     data.test_crop = 0.0  # share of the shorter side that tests see; 0: the whole image, squeezed
+    data.update({**IMAGENET, **fields})
+    return data
+
+
+def images_and_boxes(**fields: Any) -> ConfigDict:
+    """Images with the boxes of their objects, resized with their aspect kept."""
+    data = _section("boxes", domain="synthetic", mosaic=1)
+    data.layout = "coco"  # a name of vadapt.data.detection.LAYOUTS
+    data.path, data.split, data.tfds_name = "", "train", ""
+    data.annotations, data.image_folder = "", ""  # places under the path; "": the layout's own
+    data.box_rule = "training"  # objects and images to learn from; "all" to test on
+    data.bad_boxes, data.bad_records = "clip", "raise"  # what becomes of boxes that cannot be so
+    data.dense_images = False  # of TinyPerson
+    data.tile, data.tile_overlap = (), (0, 0)  # (height, width) of parts that images are cut into
+    data.max_boxes = 500  # of an image; of one with more the largest stay
+    data.short_edges, data.longest = (), 0  # one drawn for an image; (): as large as image_size
+    data.test_longest, data.test_shortest = 0, 0  # into which test images fit; 0: image_size
+    data.multiple = 64  # to which test images are padded; 0: to image_size
     data.update({**IMAGENET, **fields})
     return data
 

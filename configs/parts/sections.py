@@ -42,6 +42,21 @@ def adamw(
     return section
 
 
+def sgd(
+    lr: float,
+    schedule: ConfigDict,
+    *,
+    weight_decay: float,
+    clip_norm: float = 0.0,
+    rules: tuple[Any, ...] = (),
+) -> ConfigDict:
+    """Gradient descent with momentum; see `vadapt.training.optimizers.OptimizerSettings`."""
+    section = named("sgd", lr=lr, lr_batch=0, schedule=schedule, momentum=0.9, nesterov=False)
+    section.weight_decay, section.layer_decay = weight_decay, 1.0
+    section.rules, section.clip_norm = rules, clip_norm
+    return section
+
+
 def parallel() -> ConfigDict:
     """How a step computes; see `vadapt.training.step.StepOptions`."""
     section = ConfigDict()
@@ -76,6 +91,17 @@ def windows(crop: tuple[int, ...], *, batch: int) -> ConfigDict:
     section.stride = ()  # from window to window; (): two thirds of one
     section.windows = 4  # of an image at a time
     section.scales, section.flip = (1.0,), False
+    return section
+
+
+def boxes(*, batch: int, **fields: Any) -> ConfigDict:
+    """An evaluation of boxes; see `vadapt.tasks.settings.BoxEvaluation`."""
+    section = evaluation(batch=batch)
+    section.protocol = "coco"  # or "visdrone", "tiny_person"
+    section.before, section.least, section.most = 1000, 0.05, 500  # see `DenseHead.detect`
+    section.shown = 0.3  # the least score in pictures and predictions
+    section.tile, section.tile_overlap = (), (0, 0)  # in which large images are predicted
+    section.update(fields)
     return section
 
 

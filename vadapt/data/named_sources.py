@@ -17,13 +17,14 @@ from vadapt.data.multilabel import (
     SceneObjects,
     TfdsLabels,
 )
+from vadapt.data.scene_boxes import SceneBoxes
 from vadapt.data.scenes import SceneOptions, Scenes
 from vadapt.data.segmentation import Segmentation
 from vadapt.data.sources import Folder, Source, Tfds
 from vadapt.errors import ConfigError
 from vadapt.options import takes
 
-EMBEDDED = ("scenes", "scene_objects")
+EMBEDDED = ("scenes", "scene_objects", "scene_boxes")
 _LABELS = ("labels", "areas")
 # Where fields are to be had that a source lacks.
 _INSTEAD = {
@@ -65,6 +66,21 @@ def scene_objects(
     """Single objects of the embedded scenes, each with one label."""
     _check_fields("scene_objects", fields, ("image", "labels"))
     return SceneObjects(num_scenes, view=view, seed=scene_seed, options=_scene_options(**options))
+
+
+@takes(_scene_options)
+def scene_boxes(
+    fields: Sequence[str],
+    num_scenes: int,
+    view: str,
+    scene_seed: int,
+    mosaic: int = 1,
+    **options: Any,
+) -> Source:
+    """Pictures of several embedded scenes each, with the boxes of their objects."""
+    _check_fields("scene_boxes", fields, ("image", *BOX_FIELDS))
+    made = _scene_options(**options)
+    return SceneBoxes(num_scenes, mosaic=mosaic, view=view, seed=scene_seed, options=made)
 
 
 def folder(fields: Sequence[str], path: str) -> Source:

@@ -38,8 +38,8 @@ SOURCES = Registry(
     {
         name: f"vadapt.data.named_sources:{name}"
         for name in (
-            "scenes", "scene_objects", "folder", "msip", "segmentation", "labels", "folders",
-            "boxes", "tfds",
+            "scenes", "scene_objects", "scene_boxes", "folder", "msip", "segmentation", "labels",
+            "folders", "boxes", "tfds",
         )
     },
 )  # fmt: skip

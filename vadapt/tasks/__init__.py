@@ -16,6 +16,7 @@ TASKS = Registry(
         "mae": "vadapt.tasks.mae:MAETask",
         "milan": "vadapt.tasks.milan:MILANTask",
         "classification": "vadapt.tasks.classification:ClassificationTask",
+        "detection": "vadapt.tasks.detection:DetectionTask",
         "multilabel": "vadapt.tasks.multilabel:MultilabelTask",
         "retrieval": "vadapt.tasks.retrieval:RetrievalTask",
         "segmentation": "vadapt.tasks.segmentation:SegmentationTask",

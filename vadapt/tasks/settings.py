@@ -67,6 +67,17 @@ class LabelFields(ImageFields):
 
 
 @dataclass(frozen=True)
+class BoxFields(ImageFields):
+    """Of `config.data`, for images with boxes: see `boxed`."""
+
+    short_edges: Sequence[int] = ()
+    longest: int = 0
+    test_longest: int = 0
+    test_shortest: int = 0
+    multiple: int = 64
+
+
+@dataclass(frozen=True)
 class HeadFields:
     """Of `config.task`, for what puts a head on maps: see `system.with_head`."""
 
@@ -150,6 +161,26 @@ class ClassificationEvaluation(LabelEvaluation):
 
 
 @dataclass(frozen=True)
+class BoxEvaluation:
+    """Of `config.eval`: images a batch; a name in `boxed.PROTOCOLS`; see `DenseHead.detect`.
+
+    Args:
+        shown: the least score of an object that pictures show and `predict` tells.
+        tile: (height, width) of the tiles in which `predict` sees an image; () sees it whole.
+        tile_overlap: pixels that neighbors share, (height, width).
+    """
+
+    batch: int
+    protocol: str = "coco"
+    before: int = 1000
+    least: float = 0.05
+    most: int = 500
+    shown: float = 0.3
+    tile: Sequence[int] = ()
+    tile_overlap: Sequence[int] = (0, 0)
+
+
+@dataclass(frozen=True)
 class ProbeEvaluation:
     """Of `config.eval`: see `probe.SceneProbe`."""
 
@@ -164,6 +195,12 @@ SEGMENTATION_FIELDS: Sections = {
     "data": MaskFields,
     "task": HeadFields,
     "eval": PixelEvaluation,
+}
+DETECTION_FIELDS: Sections = {
+    "model": ModelFields,
+    "data": BoxFields,
+    "task": HeadFields,
+    "eval": BoxEvaluation,
 }
 MULTILABEL_FIELDS: Sections = {
     "model": ModelFields,

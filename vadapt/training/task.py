@@ -106,6 +106,15 @@ class Remembers(Protocol[Sees]):
         ...
 
 
+class FoundBox(NamedTuple):
+    """An object that was found in an image."""
+
+    label: str
+    number: int  # of its class, from 0
+    score: float  # 0-1
+    corners: tuple[float, float, float, float]  # left, top, right, bottom, in the image's pixels
+
+
 class Prediction(NamedTuple):
     """What a task says of one image; `vadapt.predict` makes files of it."""
 
@@ -119,10 +128,22 @@ class Prediction(NamedTuple):
     confidences: Mapping[str, Float[np.ndarray, "h w"]] = MappingProxyType({})
     # Rows of a table where `labels` do not say it all: a column by its name, alike in all rows.
     rows: tuple[Mapping[str, str | float], ...] = ()
+    # Objects, the best first; None of a task that looks for none.
+    boxes: tuple[FoundBox, ...] | None = None
 
     @property
     def table(self) -> tuple[Mapping[str, str | float], ...]:
-        """The rows, or one a label: {"label": ..., "probability": ...}."""
+        """The rows, or one a box, or one a label: {"label": ..., "probability": ...}."""
+        if self.boxes is not None:
+            sides = ("left", "top", "right", "bottom")
+            return tuple(
+                {
+                    "label": box.label,
+                    "score": box.score,
+                    **dict(zip(sides, box.corners, strict=True)),
+                }
+                for box in self.boxes
+            )
         labels = ({"label": name, "probability": x} for name, x in self.labels.items())
         return self.rows or tuple(labels)
 
