@@ -169,7 +169,7 @@ def test_a_task_that_cannot_predict_is_named_with_those_that_can(photos, tmp_pat
     assert command(tmp_path, photos, tmp_path / "out") == 1
     said = capsys.readouterr().err
     assert "a run of the task 'mae', which has no `predict_image`" in said
-    assert "classification, multilabel, retrieval, segmentation" in said
+    assert "classification, detection, multilabel, retrieval, segmentation" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -182,5 +182,5 @@ def test_predicting_needs_a_finished_run(photos, tmp_path, capsys):
 def test_the_command_names_no_task(name):
     with open(predict.__file__, encoding="utf-8") as file:
         assert f'"{name}"' not in file.read()
-    able = name in ("classification", "multilabel", "retrieval", "segmentation")
+    able = name in ("classification", "detection", "multilabel", "retrieval", "segmentation")
     assert issubclass(TASKS[name], Predicts) == able
