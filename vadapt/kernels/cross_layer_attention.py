@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vadapt.errors import ShapeError
+from vadapt.kernels import cross_layer_attention_tpu
+from vadapt.sharding import over_batch
 
 Maps = Sequence[Float[Array, "b _h _w _c"]]
 Bias = Float[Array, "heads n n"]
@@ -48,7 +51,12 @@ def spatial_attention(maps: Maps, bias: Bias, *, overlap: int = 1) -> tuple[Arra
     """
     sides = spatial_windows(len(maps), overlap)
     _check(maps, bias, [side**2 for side in sides])
-    return jax.checkpoint(functools.partial(spatial, sides=sides))(tuple(maps), bias)
+
+    def run(*given: Array) -> tuple[Array, ...]:
+        *maps, bias = given
+        return _spatial(tuple(maps), bias, sides)
+
+    return over_batch(run, *maps, whole=bias)
 
 
 def channel_attention(maps: Maps, bias: Bias, *, overlap: int = 1) -> tuple[Array, ...]:
@@ -103,6 +111,41 @@ def spatial(maps: tuple[Array, ...], bias: Array, sides: tuple[int, ...]) -> tup
     q, k, v = rearrange(tokens, "b m n (p h d) -> p b m h n d", p=3, h=len(bias))
     out = rearrange(cosine_attention(q, k, v, bias[None, None]), "b m h n d -> b m n (h d)")
     return _restored(out, parts, maps, [side**2 for side in sides])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _spatial(maps: tuple[Array, ...], bias: Array, sides: tuple[int, ...]) -> tuple[Array, ...]:
+    plain = functools.partial(spatial, sides=sides)
+    return _either(plain, cross_layer_attention_tpu.attend, sides, maps, bias)
+
+
+def _forward(maps: tuple[Array, ...], bias: Array, sides: tuple[int, ...]) -> tuple[Any, Any]:
+    return _spatial(maps, bias, sides), (maps, bias)
+
+
+def _backward(sides: tuple[int, ...], kept: Any, ways: Sequence[Array]) -> Any:
+    def plain(maps: tuple[Array, ...], bias: Array, ways: tuple[Array, ...]) -> Any:
+        _, pull = jax.vjp(functools.partial(spatial, sides=sides), maps, bias)
+        return pull(ways)
+
+    return _either(plain, cross_layer_attention_tpu.gradients, sides, *kept, tuple(ways))
+
+
+_spatial.defvjp(_forward, _backward)
+
+
+def _either(
+    plain: Callable[..., Any],
+    tpu: Callable[..., Any],
+    sides: tuple[int, ...],
+    maps: tuple[Array, ...],
+    bias: Array,
+    *ways: Any,
+) -> Any:
+    """The form that suits the platform; the kernel's windows overlap by one."""
+    if sides[-1] != 1 or not cross_layer_attention_tpu.fits(maps, len(bias)):
+        return plain(maps, bias, *ways)
+    return jax.lax.platform_dependent(maps, bias, *ways, tpu=tpu, default=plain)
 
 
 def channel(maps: tuple[Array, ...], bias: Array, sizes: tuple[int, ...]) -> tuple[Array, ...]:
