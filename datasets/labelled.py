@@ -1,4 +1,4 @@
-"""What the builders of images with labels share: features, examples, the command."""
+"""What the builders of images with labels share: features, examples; the command of all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ class LabelsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield file, record
 
 
-def main(builder: type[LabelsBuilder], text: str | None, arguments: Sequence[str] | None) -> int:
+def main(
+    builder: type[tfds.core.GeneratorBasedBuilder],
+    text: str | None,
+    arguments: Sequence[str] | None,
+) -> int:
     """The command of a data set: prepares it as array_record."""
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,0 +1,1 @@
+"""TinyPerson with boxes; see README.md and `__main__.py`."""

@@ -1,0 +1,17 @@
+"""TinyPerson with boxes: python -m vadapt.datasets.tiny_person ROOT --tfds DIR"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    from vadapt.datasets import labelled
+    from vadapt.datasets.tiny_person.tiny_person_dataset_builder import Builder
+
+    return labelled.main(Builder, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
