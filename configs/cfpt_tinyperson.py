@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = PASSES * TILES // config.batch_size
     config.data = parts.images_and_boxes(layout="tiny_person", image_size=(512, 512))
     config.data.tile, config.data.tile_overlap = (512, 512), (154, 154)
-    config.test = ConfigDict({"test": {"split": "test", "box_rule": "all"}})
+    config.test = ConfigDict({"test": {"split": "test", "box_rule": "all", "bad_boxes": "keep"}})
     cfpt.detector(config, words, "gfl")
     config.optimizer.lr = 2.5e-3  # of the paper, whatever the head
     config.optimizer.schedule.warmup = 500 / config.total_steps

@@ -38,7 +38,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.longest, config.data.short_edges = 1333, (800,)
     config.data.test_longest, config.data.test_shortest = 1333, 800
     config.data.box_rule = "visdrone"
-    config.test = ConfigDict({"val": {"split": "val", "box_rule": "all"}})
+    # As COCO's tools take them, of which none cuts boxes at the edge.
+    whole = {"box_rule": "all", "bad_boxes": "keep"}
+    config.test = ConfigDict({"val": {"split": "val", **whole}})
     cfpt.detector(config, words, "retinanet")
     config.optimizer.schedule.warmup = 500 / config.total_steps
     if "scenes" in words:

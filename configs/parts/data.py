@@ -55,6 +55,7 @@ def images_and_boxes(**fields: Any) -> ConfigDict:
     data.bad_boxes, data.bad_records = "clip", "raise"  # what becomes of boxes that cannot be so
     data.dense_images = False  # of TinyPerson
     data.tile, data.tile_overlap = (), (0, 0)  # (height, width) of parts that images are cut into
+    data.tile_keep = "root"  # which cut boxes a part has, see vadapt.data.tiling.KEEP_RULES
     data.max_boxes = 500  # of an image; of one with more the largest stay
     data.short_edges, data.longest = (), 0  # one drawn for an image; (): as large as image_size
     data.test_longest, data.test_shortest = 0, 0  # into which test images fit; 0: image_size

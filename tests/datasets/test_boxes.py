@@ -23,6 +23,7 @@ data = {"source": "tfds", "tfds_name": name, "split": split, "path": out}
 source = make_source(ConfigDict(data), ("image", "file", *BOX_FIELDS))
 records = sorted((source[i] for i in range(len(source))), key=lambda r: r["file"])
 truth, regions = source.truth(heed_ignored=True), source.regions()
+assert source.pictures.tolist() == [*range(len(source))]
 print(json.dumps({
     "classes": source.classes,
     "records": [{n: r[n].tolist() for n in ("image", *BOX_FIELDS)} for r in records],

@@ -296,6 +296,15 @@ class TfdsBoxes(Tfds):
         """A color a class, to draw boxes, uint8 [k, 3]."""
         return class_colours(max(len(self.classes), 2))
 
+    @property
+    def pictures(self) -> Int[np.ndarray, " n"]:
+        """The number of the picture that each element is."""
+        return np.arange(len(self))
+
+    def whole(self, found: Found, threshold: float = 0.5) -> Found:
+        """Detections as they are: every element is a whole picture."""
+        return found
+
     def truth(self, pictures: Iterable[int] | None = None, *, heed_ignored: bool = False) -> Truth:
         """See `BoxedImages.truth`; one pass that decodes no image."""
         return make_truth(self._numbered(pictures), heed_ignored)
