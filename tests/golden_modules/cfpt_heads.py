@@ -244,7 +244,7 @@ def fsaf_head(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     return {
         **predictions_of(found),
         **terms_of(head, found, truth, sizes),
-        "num_pos": positive.sum() / jnp.float32(len(positive)),
+        "num_pos": positive.sum(dtype=jnp.float32) / len(positive),
     }
 
 

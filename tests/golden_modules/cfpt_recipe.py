@@ -42,7 +42,7 @@ def steps(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     state, norms = optimizer.init(params), []
     for step in range(total):
         grads = {name: inputs[f"grad{step}/{name}"] for name in params}
-        norms.append(optax.global_norm(grads))
+        norms.append(optax.tree.norm(grads))
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     outputs = {**params, "grad_norm": jnp.stack(norms), "lr": rate(np.arange(total))}
