@@ -104,7 +104,7 @@ def tiles(config: Fields, params: Arrays, inputs: Arrays) -> Arrays:
     """Corners of all cases, and the boxes in the tiles of the first."""
     outputs: Arrays = {}
     for number, case in enumerate(config["cases"]):
-        image, tile, overlap = (case[name][::-1] for name in ("image", "tile", "overlap"))
+        image, tile, overlap = (tuple(case[name][::-1]) for name in ("image", "tile", "overlap"))
         corners = tile_corners(image, tile, overlap, fixed=config["fixed_size"])
         rows = len(np.unique(corners[:, 1]))
         if [rows, len(corners) // rows] != case["grid"]:
