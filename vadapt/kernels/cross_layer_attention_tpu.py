@@ -218,7 +218,7 @@ def _call(
     arrays = [x for maps in inputs for x in maps] + [near]
     widths = [maps[0].shape[3] for maps in inputs] + [channels, channels]
     tokens = cells.columns * cells.padded
-    logits = sizes.batch * cells.rows * tokens * cells.padded
+    logits = sizes.batch * cells.rows * cells.columns * cells.tokens**2
     return pl.pallas_call(
         lambda *refs: kernel(sizes, refs),
         grid=(sizes.batch, cells.rows + 1),
