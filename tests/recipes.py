@@ -52,6 +52,9 @@ def shrunk(name, argument="scenes", *, blocks=2):
         config.task.layers = (0, 1)[-len(config.task.layers) :]
         if "drop_path_rates" in config.head:
             config.head.drop_path_rates = (0.0, 0.0)
+    if config.task.name == "detection":
+        config.neck.outputs = config.head.width = 32
+        config.head.depth, config.eval.before, config.eval.most = 1, 50, 10
     if config.get("head", {}).get("name") == "mask2former":
         config.head.depth, config.head.loss_points = 1, 64
     return config
@@ -80,6 +83,7 @@ def assert_trains(config, workdir, mode="train"):
     assert result["steps"] == 2
     kinds = {"segmentation": "mean/miou", "multilabel": "clean/mAP"}
     kinds |= {"classification": "clean/top1", "retrieval": "clean/recall@1"}
+    kinds |= {"detection": "clean/AP"}
     scores = {f"{kinds[config.task.name]}/adapted"} if "test" in config else {
         "probe/frozen", "probe/adapted"
     }  # fmt: skip

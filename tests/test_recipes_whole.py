@@ -67,7 +67,10 @@ def assert_predicts(config, workdir, place):
             predict.predict(workdir, images, out)
         return
     assert [*predict.predict(workdir, images, out).written] == ["scene.png"]
-    kinds = {"segmentation": ["labels/scene.png", "overlays/scene.jpg"]}
+    kinds = {
+        "segmentation": ["labels/scene.png", "overlays/scene.jpg"],
+        "detection": ["coco.json", "boxes/scene.jpg"],
+    }
     for file in kinds.get(config.task.name, ["labels.csv", "pictures/scene.jpg"]):
         assert (out / file).stat().st_size
 

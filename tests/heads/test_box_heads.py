@@ -147,5 +147,7 @@ def test_maps_that_do_not_fit_are_refused():
         box_head("gfl", [8, 16], 3, strides=(8, 16), rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match="no option 'nearset'"):
         box_head("gfl", [8, 8], 3, nearset=3, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="18 channels do not make 4 equal groups"):
+        new("gfl", width=18)
     with pytest.raises(ShapeError, match="1 maps for a head of strides"):
         made("retinanet")(maps()[:1])

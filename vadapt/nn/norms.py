@@ -8,6 +8,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vadapt.errors import ConfigError
+
 
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis, in float32 whatever the input and the weights.
@@ -44,9 +46,18 @@ class LayerScale(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """A norm over groups of a map's channels, in float32, with a scale and a bias per channel."""
+    """A norm over groups of a map's channels, in float32, with a scale and a bias per channel.
+
+    Raises:
+        ConfigError: the channels do not make equal groups.
+    """
 
     def __init__(self, width: int, num_groups: int, *, epsilon: float = 1e-5):
+        if num_groups < 1 or width % num_groups:
+            raise ConfigError(
+                f"{width} channels do not make {num_groups} equal groups of a norm: give another "
+                "width, or another num_groups"
+            )
         self.num_groups, self.epsilon = num_groups, epsilon
         self.scale, self.bias = nnx.Param(jnp.ones((width,))), nnx.Param(jnp.zeros((width,)))
 
