@@ -3,6 +3,12 @@
 A program instance has a row of cells of one image. Windows pass one after another, with tokens
 along the lanes: sums over channels and over keys are then those of registers. The backward pass
 needs nothing but the maps and the cotangent: it takes logits and softmax again.
+
+What libtpu says of CFPT at 832x1344 on a v5e (64 channels, four heads, float32); nothing was run:
+
+    forward     34.8 MiB of HBM traffic, 22.7 at the least; 380 in plain JAX
+    backward    58.1 MiB, 39.7 at the least; 793 in plain JAX
+    forward     0.24 M cycles (of the loops, by their bundles), 0.18 of them of windows
 """
 
 from __future__ import annotations
