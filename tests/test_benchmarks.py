@@ -130,3 +130,13 @@ def test_attention_is_analysed_and_timed(tmp_path):
     times = {cells[2].strip(): cells[3] for cells in (line.split("|") for line in lines)}
     assert {"vadapt", "plain XLA", "jax.nn", "jax.nn, cuDNN", "PyTorch SDPA"} <= times.keys()
     assert float(times["vadapt"].split()[0]) > 0
+
+
+@pytest.mark.plans
+def test_cross_layer_attention_is_analysed_and_timed(tmp_path):
+    out = tmp_path / "cross_layer.md"
+    output_of("cross_layer_attention", "--grid", 1, 2, "--rounds", 1, "--out", out)
+    lines = [line.split("|") for line in out.read_text().splitlines() if line.startswith("| ")]
+    times = {(cells[1].strip(), cells[2].strip()): cells[3] for cells in lines}
+    assert times["forward", "float32"]
+    assert all(float(times[work, "vadapt"].split()[0]) > 0 for work in ("forward", "backward"))
