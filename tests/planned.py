@@ -4,6 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
+from vadapt.necks.cross_layer import CrossLevelBias
 from vadapt.partition import variables
 from vadapt.tasks import make_task
 
@@ -25,15 +26,20 @@ def sent_besides(config):
 
     Batch norms' statistics, forward and backward; and gradients that the compiler adds up over
     chips before they are folded into what trains: of Rein's tokens and values, not of the factors
-    of low rank.
+    of low rank; of CFPT's biases of every two tokens, not of the tables that they are made of.
     """
-    leaves = variables(nnx.eval_shape(lambda: make_task(config).build(pretrained=False)))
+    model = nnx.eval_shape(lambda: make_task(config).build(pretrained=False))
+    leaves = variables(model)
     statistics = sum(x.size for path, x in leaves.items() if path.endswith(("/mean", "/var")))
     folded = 0
     for path, table in leaves.items():
         if path.endswith("tokens_a"):
             (depth, number, _), width = table.shape, leaves[path[:-1] + "b"].shape[-1]
             folded += 2 * depth * number * width
+    for _, part in nnx.iter_graph(model):
+        if isinstance(part, CrossLevelBias):
+            tokens = sum(window ** (1 + part.spatial) for window in part.windows)
+            folded += part.table.shape[-1] * tokens**2
     return 4 * (2 * statistics + folded)
 
 
