@@ -6,12 +6,12 @@ from PIL import Image
 
 from vadapt.drawing import contact_sheet
 from vadapt.errors import ConfigError, TrainingError
+from vadapt.metrics.gathering import of_all_processes
 from vadapt.training.report import (
     Images,
     Report,
     check_number,
     class_table,
-    of_all_processes,
     sort_images,
     write_report,
 )

@@ -38,6 +38,7 @@ class ViTDet(SAMEncoder):
         positions: "learned", or "sincos", a fixed table that files do not hold.
         options: of `SAMEncoder`.
 
+    >>> from flax import nnx
     >>> size = {"width": 16, "num_heads": 2, "patch_size": 4, "image_size": 16, "window": 2}
     >>> model = ViTDet(depth=2, global_blocks=[1], pretrain_size=8, **size, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((1, 16, 8, 3))).shape
@@ -68,6 +69,7 @@ class ViTDet(SAMEncoder):
 def vitdet(variant: str, **options: Any) -> ViTDet:
     """ViTDet's backbone in a named size; options override its fields (see `ViTDet`).
 
+    >>> from flax import nnx
     >>> from vadapt.partition import count, EVERYTHING, split
     >>> model = nnx.eval_shape(lambda: vitdet("base", rngs=nnx.Rngs(0)))
     >>> count(split(model, EVERYTHING).trainable)
