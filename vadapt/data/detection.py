@@ -195,15 +195,21 @@ class BoxedImages:
         for picture in np.unique(pictures).tolist():
             tiles = np.unique(found.images[pictures == picture]).tolist()
             mine = [found.rows(np.flatnonzero(found.images == tile)) for tile in tiles]
-            boxes, kept = merge_tiles(
-                [each.boxes_xyxy for each in mine],
-                [each.scores for each in mine],
-                np.array([corners[tile] or (0, 0, 0, 0) for tile in tiles]),
-                threshold,
-            )
-            rows = Found(*(np.concatenate(column)[kept] for column in zip(*mine, strict=True)))
-            merged.append(rows._replace(images=np.full(len(kept), picture), boxes_xyxy=boxes))
+            places = np.array([corners[tile] or (0, 0, 0, 0) for tile in tiles])
+            rows = merge_found(mine, places, threshold)
+            merged.append(rows._replace(images=np.full(len(rows.images), picture)))
         return Found(*(np.concatenate(column) for column in zip(*merged, strict=True)))
+
+
+def merge_found(
+    parts: Sequence[Found], corners: Int[np.ndarray, "t 4"], threshold: float = 0.5
+) -> Found:
+    """Detections in the tiles of a picture as those in the picture: see `tiling.merge_tiles`."""
+    boxes, kept = merge_tiles(
+        [part.boxes_xyxy for part in parts], [part.scores for part in parts], corners, threshold
+    )
+    together = Found(*(np.concatenate(column)[kept] for column in zip(*parts, strict=True)))
+    return together._replace(boxes_xyxy=boxes)
 
 
 def _taken(layout: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from typing import SupportsIndex
 
@@ -60,6 +59,7 @@ class SceneBoxes:
                 f"{mosaic}x{mosaic} scenes: give another config.data.mosaic"
             )
         self.num_scenes, self.mosaic, self.least = num_scenes, mosaic, least
+        self._known: dict[int, Annotated] = {}  # objects of pictures that were drawn for them
         sides = {"height": options.height // mosaic, "width": options.width // mosaic}
         fields = ("image", "boxes_xyxy", "box_classes")
         self._scenes = Scenes(
@@ -133,10 +133,6 @@ class SceneBoxes:
     def whole(self, found: Found, threshold: float = 0.5) -> Found:
         """Detections as they are: every element is a whole picture."""
         return found
-
-    @functools.cached_property
-    def _known(self) -> dict[int, Annotated]:
-        return {}
 
     def _objects(self, number: int) -> Annotated:
         """The objects of a picture, which is drawn once for them."""

@@ -17,11 +17,12 @@ from vadapt import system
 from vadapt.boxes.geometry import ImageSizes
 from vadapt.boxes.nms import Detections
 from vadapt.data import pipeline
+from vadapt.data.detection import merge_found
 from vadapt.data.label_maps import class_colours
 from vadapt.data.numbered import ELEMENT
 from vadapt.data.progress import with_progress
 from vadapt.data.stream import Stream
-from vadapt.data.tiling import merge_tiles, tile_corners
+from vadapt.data.tiling import tile_corners
 from vadapt.drawing import contact_sheet, draw_boxes
 from vadapt.errors import ConfigError, nearest
 from vadapt.heads import box_head
@@ -226,13 +227,7 @@ class DetectionTask:
             self._find_whole(model, image[top:bottom, left:right])
             for left, top, right, bottom in corners.tolist()
         ]
-        if len(parts) == 1:
-            return parts[0]
-        boxes, kept = merge_tiles(
-            [part.boxes_xyxy for part in parts], [part.scores for part in parts], corners
-        )
-        together = Found(*(np.concatenate(column)[kept] for column in zip(*parts, strict=True)))
-        return together._replace(boxes_xyxy=boxes)
+        return parts[0] if len(parts) == 1 else merge_found(parts, corners)
 
     def _find_whole(self, model: System, image: UInt8[np.ndarray, "h w c"]) -> Found:
         record = boxed.prepared(self.config.data, image)

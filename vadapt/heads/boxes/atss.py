@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -24,7 +25,6 @@ from vadapt.heads.boxes.dense import (
     output_conv,
 )
 from vadapt.losses import boxes as losses
-from vadapt.micro_batches import batch_average
 from vadapt.partition import Head, mark
 
 
@@ -93,11 +93,6 @@ class ATSS(DenseHead):
         centerness = self.atss_centerness(by_box).astype(jnp.float32)
         return self.atss_cls(by_class).astype(jnp.float32), boxes, centerness
 
-    def _decode(
-        self, anchors: Float[Array, "b n 4"], codes: Float[Array, "b n 4"], stride: int
-    ) -> Float[Array, "b n 4"]:
-        return self.coder.decode(anchors, codes)
-
     def _factors(self, predictions: Predictions) -> list[Float[Array, "b _ 1"]] | None:
         if not self.by_centerness:
             return None
@@ -131,9 +126,7 @@ class ATSS(DenseHead):
         by_middle = losses.binary_cross_entropy(logits, middle)
         by_middle = jnp.where(found.positive, by_middle, 0.0)
 
-        def average(values: Array, count: Array, factor: float) -> Array:
-            return factor * batch_average(self._level_sums(predictions, values), count)
-
+        average = functools.partial(self._averages, predictions)
         return {
             "loss_cls": average(by_class, found.number, self.class_weight),
             "loss_bbox": average(by_box, middle.sum(), self.box_weight),

@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vadapt.boxes.anchors import AnchorGrid
 from vadapt.boxes.assign import IGNORED
+from vadapt.boxes.coders import DeltaCoder, TBLRCoder
 from vadapt.boxes.geometry import ImageSizes, clip
 from vadapt.boxes.nms import Detections, suppress
 from vadapt.errors import ConfigError, ShapeError
+from vadapt.micro_batches import batch_average
 from vadapt.nn.drop import OptionalKey
 from vadapt.nn.norms import GroupNorm
 
@@ -111,6 +113,8 @@ class DenseHead(nnx.Module):
     Raises:
         ConfigError: maps of several widths, or another number of them than of strides.
     """
+
+    coder: DeltaCoder | TBLRCoder  # of heads that do not decode by themselves
 
     def __init__(
         self,
@@ -237,8 +241,8 @@ class DenseHead(nnx.Module):
     def _decode(
         self, anchors: Float[Array, "b n 4"], codes: Float[Array, "b n c"], stride: int
     ) -> Float[Array, "b n 4"]:
-        """Boxes in pixels of a level's codes."""
-        raise NotImplementedError
+        """Boxes in pixels of a level's codes; of a head with a `coder`, by that."""
+        return self.coder.decode(anchors, codes)
 
     def _factors(self, predictions: Predictions) -> list[Float[Array, "b _ 1"]] | None:
         """What scores of a level's anchors are multiplied by after they were compared."""
@@ -302,6 +306,16 @@ class DenseHead(nnx.Module):
     def _joined(self, maps: Sequence[Map]) -> Float[Array, "b n _"]:
         """Anchors of all levels in a row."""
         return jnp.concatenate(self._flat(maps), axis=1)
+
+    def _averages(
+        self,
+        predictions: Predictions,
+        values: Float[Array, "b n"],
+        count: Array,
+        factor: float,
+    ) -> Float[Array, " l"]:
+        """A term of the loss: what the levels have of values of anchors, over the batch's count."""
+        return factor * batch_average(self._level_sums(predictions, values), count)
 
     def _level_sums(
         self, predictions: Predictions, values: Float[Array, "b n"]

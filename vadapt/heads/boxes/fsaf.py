@@ -93,11 +93,6 @@ class FSAF(DenseHead):
         boxes = jax.nn.relu(self.retina_reg(by_box).astype(jnp.float32))
         return self.retina_cls(by_class).astype(jnp.float32), boxes
 
-    def _decode(
-        self, anchors: Float[Array, "b n 4"], codes: Float[Array, "b n 4"], stride: int
-    ) -> Float[Array, "b n 4"]:
-        return self.coder.decode(anchors, codes)
-
     def selected(
         self,
         predictions: Predictions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,7 +24,6 @@ from vadapt.heads.boxes.dense import (
     output_conv,
 )
 from vadapt.losses import boxes as losses
-from vadapt.micro_batches import batch_average
 from vadapt.partition import Head, mark
 
 
@@ -127,9 +127,7 @@ class GFL(DenseHead):
         given = given.reshape(*sides.shape, self.most + 1)
         by_side = weight * losses.distribution_focal(given, sides).mean(axis=-1)
 
-        def average(values: Array, count: Array, factor: float) -> Array:
-            return factor * batch_average(self._level_sums(predictions, values), count)
-
+        average = functools.partial(self._averages, predictions)
         return {
             "loss_cls": average(by_class, found.number, self.class_weight),
             "loss_bbox": average(by_box, weight.sum(), self.box_weight),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from vadapt.boxes.coders import DeltaCoder
 from vadapt.boxes.geometry import ImageSizes
 from vadapt.heads.boxes.dense import RARE, STRIDES, DenseHead, Map, Predictions, output_conv
 from vadapt.losses import boxes as losses
-from vadapt.micro_batches import batch_average
 from vadapt.partition import Head, mark
 
 
@@ -83,11 +83,6 @@ class RetinaNet(DenseHead):
         classes, boxes = self.retina_cls(by_class), self.retina_reg(by_box)
         return classes.astype(jnp.float32), boxes.astype(jnp.float32)
 
-    def _decode(
-        self, anchors: Float[Array, "b n 4"], codes: Float[Array, "b n 4"], stride: int
-    ) -> Float[Array, "b n 4"]:
-        return self.coder.decode(anchors, codes)
-
     def _assign(
         self, levels: Sequence[Array], boxes: Array, valid: Array, among: Array
     ) -> Int[Array, " n"]:
@@ -117,10 +112,8 @@ class RetinaNet(DenseHead):
         by_class = jnp.where(found.counts, by_class.sum(axis=-1), 0.0)
         by_box = jnp.where(found.positive, losses.l1(given, codes).sum(axis=-1), 0.0)
 
-        def average(values: Array, weight: float) -> Array:
-            return weight * batch_average(self._level_sums(predictions, values), found.number)
-
+        average = functools.partial(self._averages, predictions)
         return {
-            "loss_cls": average(by_class, self.class_weight),
-            "loss_bbox": average(by_box, self.box_weight),
+            "loss_cls": average(by_class, found.number, self.class_weight),
+            "loss_bbox": average(by_box, found.number, self.box_weight),
         }
